@@ -1,0 +1,1 @@
+"""The codec: compresses K and V into blocks and attends over them as they are."""
