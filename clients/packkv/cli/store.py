@@ -1,0 +1,96 @@
+"""`packkv ping`, `stats` and `clear`: one store, as its operator sees it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from packkv.cli.connection import DEFAULT_TARGET, AsJson, Target, credentials_of
+from packkv.cli.files import chosen_root
+from packkv.cli.output import print_json, print_table, size
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(ping)
+    app.command()(stats)
+    app.command()(clear)
+
+
+def ping(ctx: typer.Context, target: Target = DEFAULT_TARGET, as_json: AsJson = False) -> None:
+    """Ask a store whether it serves; exit status 1 if not.
+
+    \b
+        packkv ping
+        packkv ping --target store-1:7437 --json
+    """
+    with credentials_of(ctx).connect(target) as client:
+        started = time.monotonic()
+        client.ping()
+        connect_s = time.monotonic() - started
+        started = time.monotonic()
+        client.ping()
+        answer_s = time.monotonic() - started
+    if as_json:
+        print_json({"target": target, "connect_s": connect_s, "answer_s": answer_s})
+    else:
+        typer.echo(
+            f"{target} serves: {1000 * connect_s:.1f} ms with connecting, "
+            f"{1000 * answer_s:.1f} ms without"
+        )
+
+
+def stats(ctx: typer.Context, target: Target = DEFAULT_TARGET, as_json: AsJson = False) -> None:
+    """Show what a store holds and has done since its start.
+
+    \b
+        packkv stats
+        packkv stats --json | jq .counters
+    """
+    with credentials_of(ctx).connect(target) as client:
+        found = client.stats()
+    if as_json:
+        print_json(asdict(found))
+        return
+    typer.echo(f"node {found.node}, version {found.version}, up {found.uptime_s:.0f} s")
+    typer.echo(f"{found.blocks} blocks, {found.leases} leases\n")
+    rows = [
+        (tier.tier, tier.blocks, size(tier.used_bytes), size(tier.capacity_bytes))
+        for tier in found.tiers
+    ]
+    print_table(("tier", "blocks", "used", "capacity"), rows)
+    if found.counters:
+        typer.echo()
+        print_table(("counter", "value"), sorted(found.counters.items()))
+
+
+def clear(
+    ctx: typer.Context,
+    target: Target = DEFAULT_TARGET,
+    namespace: Annotated[
+        Path | None, typer.Option(help="Only the blocks of this namespace (a JSON file).")
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="Only the blocks of this root hash.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove blocks from a store: those of one namespace, or all.
+
+    \b
+        packkv clear --namespace llama.json
+        packkv clear --yes
+    """
+    root_hash = chosen_root(namespace, root)
+    what = f"the blocks of root {root_hash.hex()[:16]}…" if root_hash else "EVERY block"
+    if not yes:
+        typer.confirm(f"Remove {what} from {target}?", abort=True, err=True)
+    with credentials_of(ctx).connect(target) as client:
+        cleared = client.clear(root_hash or b"")
+    if as_json:
+        print_json(asdict(cleared))
+    else:
+        typer.echo(f"removed {cleared.blocks} blocks, {size(cleared.bytes)}")

@@ -1,0 +1,40 @@
+"""The store as Python sees it: one method per RPC, bytes in and bytes out.
+
+    with Client("127.0.0.1:7437") as client:
+        match = client.match(chain_hashes, lease_ms=5_000)
+        blocks = client.get(chain_hashes[: match.blocks], lease_id=match.lease_id)
+
+Everything has a deadline, nothing the server sends is trusted, and nothing here imports torch.
+"""
+
+from packkv.client.breaker import CircuitBreaker
+from packkv.client.client import Client
+from packkv.client.config import ClientConfig
+from packkv.client.messages import (
+    Cleared,
+    Fetched,
+    Match,
+    Miss,
+    Put,
+    PutStatus,
+    Span,
+    Stats,
+    Tier,
+    TierStats,
+)
+
+__all__ = [
+    "CircuitBreaker",
+    "Cleared",
+    "Client",
+    "ClientConfig",
+    "Fetched",
+    "Match",
+    "Miss",
+    "Put",
+    "PutStatus",
+    "Span",
+    "Stats",
+    "Tier",
+    "TierStats",
+]

@@ -1,0 +1,235 @@
+"""The client: one method per RPC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from packkv.client.breaker import CircuitBreaker
+from packkv.client.calls import Caller
+from packkv.client.channel import metadata_of, open_channel
+from packkv.client.config import ClientConfig
+from packkv.client.messages import (
+    Cleared,
+    Fetched,
+    Match,
+    Put,
+    Span,
+    Stats,
+    match_of,
+    puts_of,
+    range_of,
+    stats_of,
+)
+from packkv.client.receive import Receipt
+from packkv.client.upload import Buffer, Upload
+from packkv.errors import StoreUnavailable
+from packkv_protos.v1 import admin_pb2, admin_pb2_grpc, block_store_pb2_grpc
+from packkv_protos.v1 import block_store_pb2 as pb
+
+# The health protocol's two messages are this small; a dependency for them would be larger.
+_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+_HEALTH_SERVING = b"\x08\x01"
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+
+class Client:
+    """A connection to one store. Synchronous, thread-safe, to be closed.
+
+    Connects with the first call, so making one never fails because the store is down. Every method
+    raises a `StoreError` of `packkv.errors` when the store does not do it within its deadline, and
+    `CircuitOpen` at once while a store that failed several times is left alone.
+
+    Not to be used across `fork`: gRPC's threads do not survive it. Make the client in the child.
+
+    Args:
+        target: "host:port", "unix:/path", or another gRPC target.
+        config: deadlines, retries, encryption, credential.
+    """
+
+    def __init__(self, target: str, *, config: ClientConfig | None = None) -> None:
+        self.target = target
+        self.config = config or ClientConfig()
+        self.config.check_target(target)
+        self.breaker = CircuitBreaker(
+            self.config.breaker_failures,
+            self.config.breaker_pause_s,
+            self.config.breaker_max_pause_s,
+        )
+        self._caller = Caller(target, self.config, self.breaker)
+        self._metadata = metadata_of(self.config)
+        self._channel = open_channel(target, self.config)
+        self._store = block_store_pb2_grpc.BlockStoreStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminStub(self._channel)
+        self._health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            _HEALTH_CHECK
+        )
+
+    def close(self) -> None:
+        """Close the connection; calls under way in other threads end with ClientClosed."""
+        self._caller.close()
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def match(
+        self,
+        chain_hashes: Sequence[bytes],
+        *,
+        heads: Span | None = None,
+        lease_ms: int = 0,
+        deadline_s: float | None = None,
+    ) -> Match:
+        """The longest run of present blocks from the front, leased for `lease_ms` (0: no lease)."""
+        request = pb.MatchRequest(
+            chain_hashes=chain_hashes, heads=range_of(heads), lease_ms=lease_ms
+        )
+        reply = self._ask("Match", self._store.Match, request, deadline_s)
+        return match_of(reply, asked=len(chain_hashes))
+
+    def put(
+        self, blocks: Iterable[tuple[bytes, Buffer]], *, deadline_s: float | None = None
+    ) -> list[Put]:
+        """Publish (chain hash, payload) pairs over one stream; one result for each, in order.
+
+        The iterable is read as the network takes it. It is never sent twice, so a Put is not
+        retried; what the iterable raises comes out here, and finished blocks stay stored.
+        """
+        upload = Upload(blocks)
+        reply = self._caller.run(
+            "Put",
+            lambda left_s: self._store.Put(iter(upload), timeout=left_s, metadata=self._metadata),
+            deadline_s=self._transfer(deadline_s),
+            repeatable=False,
+        )
+        if upload.failure is not None:
+            raise upload.failure
+        return puts_of(reply, upload.started)
+
+    def get(
+        self,
+        chain_hashes: Sequence[bytes],
+        *,
+        layers: Span | None = None,
+        heads: Span | None = None,
+        lease_id: int = 0,
+        max_bytes: int | None = None,
+        on_bytes: Callable[[int], object] | None = None,
+        deadline_s: float | None = None,
+    ) -> list[Fetched]:
+        """The payloads of some blocks, or why there is none; one answer for each hash, in order.
+
+        All payloads lie in one buffer, which lives as long as any of their views. More than
+        `max_bytes` (at most the configured limit) is refused before it is allocated. `on_bytes` is
+        told the size of each frame that arrives, also of a call that fails later.
+        """
+        limit = min(
+            self.config.max_get_bytes if max_bytes is None else max_bytes, self.config.max_get_bytes
+        )
+        whole = layers is None and heads is None
+        request = pb.GetRequest(
+            chain_hashes=chain_hashes,
+            layers=range_of(layers),
+            heads=range_of(heads),
+            lease_id=lease_id,
+        )
+
+        def receive(left_s: float) -> list[Fetched]:
+            receipt = Receipt(len(chain_hashes), max_bytes=limit, whole=whole)
+            call = self._store.Get(request, timeout=left_s, metadata=self._metadata)
+            try:
+                for frame in call:
+                    receipt.add(frame)
+                    if on_bytes is not None:
+                        on_bytes(len(frame.data))
+            finally:
+                call.cancel()
+            return receipt.blocks()
+
+        return self._caller.run("Get", receive, deadline_s=self._transfer(deadline_s))
+
+    def renew(self, lease_id: int, lease_ms: int, *, deadline_s: float | None = None) -> int:
+        """Move the expiry of a lease; the milliseconds it has now, 0 when it is unknown or over."""
+        request = pb.RenewRequest(lease_id=lease_id, lease_ms=lease_ms)
+        reply = self._ask("Renew", self._store.Renew, request, deadline_s)
+        return reply.remaining_ms
+
+    def release(self, lease_id: int, *, wait: bool = True, deadline_s: float | None = None) -> None:
+        """End a lease early; an unknown one is no error.
+
+        Without `wait` the call is sent and forgotten: a lease that is not released runs out.
+        """
+        request = pb.ReleaseRequest(lease_id=lease_id)
+        if wait:
+            self._ask("Release", self._store.Release, request, deadline_s)
+            return
+        left_s = self.config.deadline_s if deadline_s is None else deadline_s
+        self._caller.send(
+            lambda: self._store.Release.future(request, timeout=left_s, metadata=self._metadata)
+        )
+
+    def put_profile(
+        self, model_digest: bytes, profile: bytes, *, deadline_s: float | None = None
+    ) -> bytes:
+        """Offer a profile for a model; the one in force, which is the first ever offered."""
+        request = pb.PutProfileRequest(model_digest=model_digest, profile=profile)
+        reply = self._ask("PutProfile", self._store.PutProfile, request, deadline_s)
+        return reply.profile
+
+    def get_profile(self, model_digest: bytes, *, deadline_s: float | None = None) -> bytes | None:
+        """The profile in force for a model, None when there is none."""
+        request = pb.GetProfileRequest(model_digest=model_digest)
+        reply = self._ask("GetProfile", self._store.GetProfile, request, deadline_s)
+        return reply.profile or None
+
+    def stats(self, *, deadline_s: float | None = None) -> Stats:
+        """What the store holds and has done since its start."""
+        request = admin_pb2.StatsRequest()
+        return stats_of(self._ask("Stats", self._admin.Stats, request, deadline_s))
+
+    def clear(self, root_hash: bytes = b"", *, deadline_s: float | None = None) -> Cleared:
+        """Remove the blocks of one namespace, or with no root hash every block."""
+        request = admin_pb2.ClearRequest(root_hash=root_hash)
+        reply = self._ask("Clear", self._admin.Clear, request, deadline_s)
+        return Cleared(reply.blocks, reply.bytes)
+
+    def ping(self, *, deadline_s: float | None = None) -> None:
+        """Return if the store says that it serves (gRPC health protocol)."""
+
+        def check(left_s: float) -> None:
+            reply = self._health(b"", timeout=left_s, metadata=self._metadata)
+            if reply != _HEALTH_SERVING:
+                raise StoreUnavailable(f"Ping: {self.target} says that it does not serve")
+
+        wait_s = self.config.deadline_s if deadline_s is None else deadline_s
+        self._caller.run("Ping", check, deadline_s=wait_s)
+
+    def _ask(
+        self,
+        name: str,
+        method: grpc.UnaryUnaryMultiCallable[Request, Reply],
+        request: Request,
+        deadline_s: float | None,
+    ) -> Reply:
+        return self._caller.run(
+            name,
+            lambda left_s: method(request, timeout=left_s, metadata=self._metadata),
+            deadline_s=self.config.deadline_s if deadline_s is None else deadline_s,
+        )
+
+    def _transfer(self, deadline_s: float | None) -> float:
+        return self.config.transfer_deadline_s if deadline_s is None else deadline_s

@@ -1,0 +1,188 @@
+"""Answers of the store as plain values: nothing above this package sees a protobuf type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from packkv.errors import ProtocolViolation
+from packkv_protos.v1 import admin_pb2
+from packkv_protos.v1 import block_store_pb2 as pb
+
+
+class Miss(StrEnum):
+    """Why a block is not there."""
+
+    ABSENT = "absent"
+    CORRUPT = "corrupt"
+    HEADS = "heads"
+
+
+class Tier(StrEnum):
+    """Where in the store a block is."""
+
+    RAM = "ram"
+    DISK = "disk"
+    UNKNOWN = "unknown"
+
+
+class PutStatus(StrEnum):
+    """What became of a published block."""
+
+    STORED = "stored"
+    ALREADY_PRESENT = "already_present"
+    REJECTED = "rejected"
+
+
+# the payload format has 32-bit lengths
+MAX_PAYLOAD_BYTES: Final = (1 << 32) - 1
+
+_MISSES: Final[Mapping[int, Miss]] = {
+    pb.MISS_REASON_CORRUPT: Miss.CORRUPT,
+    pb.MISS_REASON_HEADS: Miss.HEADS,
+}
+_TIERS: Final[Mapping[int, Tier]] = {pb.TIER_RAM: Tier.RAM, pb.TIER_DISK: Tier.DISK}
+_PUT_STATUSES: Final[Mapping[int, PutStatus]] = {
+    pb.PUT_STATUS_STORED: PutStatus.STORED,
+    pb.PUT_STATUS_ALREADY_PRESENT: PutStatus.ALREADY_PRESENT,
+    pb.PUT_STATUS_REJECTED: PutStatus.REJECTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open range [first, first + count) of layers or of KV heads."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The longest run of present blocks; `lengths` and `tiers` have one value for each."""
+
+    blocks: int
+    lengths: tuple[int, ...]
+    tiers: tuple[Tier, ...]
+    miss: Miss | None
+    lease_id: int
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The answer for one block: its payload, or why there is none.
+
+    `data` has the length of the whole payload. `received` are the ranges of it that came, as
+    (offset, length), ascending; the rest is zeros. Without `layers` and `heads` it is all of it.
+    """
+
+    data: memoryview | None
+    miss: Miss | None
+    received: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """The result of one published block; `reason` is empty unless it was rejected."""
+
+    chain_hash: bytes
+    status: PutStatus
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """How full one tier is."""
+
+    tier: str
+    blocks: int
+    used_bytes: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a store says of itself; `counters` are named as its Prometheus metrics are."""
+
+    node: str
+    version: str
+    uptime_s: float
+    blocks: int
+    leases: int
+    tiers: tuple[TierStats, ...]
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What Clear removed; leased blocks follow when their lease ends."""
+
+    blocks: int
+    bytes: int
+
+
+def range_of(span: Span | None) -> pb.Range | None:
+    """The range of the wire; absent means all."""
+    return None if span is None else pb.Range(first=span.first, count=span.count)
+
+
+def miss_of(reason: int) -> Miss | None:
+    """The reason of the wire; None when there is none."""
+    if reason == pb.MISS_REASON_UNSPECIFIED:
+        return None
+    # a reason that this version does not know is still a miss, never an error
+    return _MISSES.get(reason, Miss.ABSENT)
+
+
+def match_of(reply: pb.MatchReply, asked: int) -> Match:
+    """The answer to `asked` hashes, or ProtocolViolation."""
+    if not len(reply.lengths) == reply.blocks <= asked:
+        raise ProtocolViolation(
+            f"Match: {reply.blocks} blocks with {len(reply.lengths)} lengths for {asked} hashes"
+        )
+    if max(reply.lengths, default=0) > MAX_PAYLOAD_BYTES:
+        raise ProtocolViolation(
+            f"Match: a block of {max(reply.lengths)} bytes; no payload has that"
+        )
+    return Match(
+        blocks=reply.blocks,
+        lengths=tuple(reply.lengths),
+        tiers=tuple(_TIERS.get(tier, Tier.UNKNOWN) for tier in reply.tiers),
+        miss=miss_of(reply.miss),
+        lease_id=reply.lease_id,
+        lease_ms=reply.lease_ms,
+    )
+
+
+def puts_of(reply: pb.PutReply, sent: Sequence[bytes]) -> list[Put]:
+    """One result for each block that was sent, in order, or ProtocolViolation."""
+    if [result.chain_hash for result in reply.results] != list(sent):
+        raise ProtocolViolation(
+            f"Put: {len(reply.results)} results do not answer the {len(sent)} blocks"
+        )
+    results = []
+    for result in reply.results:
+        status = _PUT_STATUSES.get(result.status)
+        if status is None:
+            raise ProtocolViolation(f"Put: a result has the status {result.status}")
+        results.append(Put(result.chain_hash, status, result.reason))
+    return results
+
+
+def stats_of(reply: admin_pb2.StatsReply) -> Stats:
+    """The answer of Admin.Stats."""
+    return Stats(
+        node=reply.node,
+        version=reply.version,
+        uptime_s=reply.uptime_s,
+        blocks=reply.blocks,
+        leases=reply.leases,
+        tiers=tuple(
+            TierStats(tier.tier, tier.blocks, tier.used_bytes, tier.capacity_bytes)
+            for tier in reply.tiers
+        ),
+        counters=dict(reply.counters),
+    )

@@ -1,0 +1,1 @@
+"""Connectors: one module per engine, imported only by those who use it."""

@@ -1,0 +1,9 @@
+"""The transformers connector: stock models, no patch.
+
+from packkv.integrations.hf import PackKV
+"""
+
+from packkv.integrations.hf.cache import PackedKVCache
+from packkv.integrations.hf.connector import PackKV, PackKVConfig
+
+__all__ = ["PackKV", "PackKVConfig", "PackedKVCache"]

@@ -1,0 +1,140 @@
+"""PrefixCache: the one class that an engine integration talks to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from packkv.client import Client
+from packkv.client.upload import Buffer
+from packkv.hashing import TokenIds, chain_hashes
+from packkv.identity import Namespace
+from packkv.prefix_cache.config import PrefixCacheConfig
+from packkv.prefix_cache.counters import Counters, Tally
+from packkv.prefix_cache.identity import Identity
+from packkv.prefix_cache.known import KnownBlocks
+from packkv.prefix_cache.loader import LoadedPrefix, Loader, LoadReport
+from packkv.prefix_cache.publisher import Publisher
+from packkv_kernels.config import CacheShape, CodecConfig
+
+# The API's limit of hashes in one Match: a million tokens.
+_MAX_BLOCKS = 16_384
+
+
+class PrefixCache:
+    """Loads and publishes prefixes of one namespace. Thread-safe.
+
+    No method but the constructor raises: any trouble with the store, the network or a payload is
+    fewer blocks, a count in `counters` and one log line.
+
+    Args:
+        client: of the store; stays the caller's to close, after this.
+        namespace: what the blocks are; its `codec` is `codec_identity(codec)`.
+        codec: the codec of the payloads.
+        shape: layers, KV heads and head_dim that this worker holds.
+        first_head: the first KV head that it holds.
+        config: deadlines and bounds.
+
+    Raises:
+        ConfigError: namespace and codec contradict each other.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        namespace: Namespace,
+        codec: CodecConfig,
+        shape: CacheShape,
+        *,
+        first_head: int = 0,
+        config: PrefixCacheConfig | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self.config = config or PrefixCacheConfig()
+        self._tally = Tally(self.config.log_interval_s)
+        self._known = KnownBlocks(self.config.known_blocks)
+        identity = Identity(namespace, codec, shape, first_head)
+        self._loader = Loader(client, identity, self.config, self._tally, self._known)
+        self._publisher = Publisher(client, self.config, self._tally, self._known)
+
+    def load(self, token_ids: TokenIds, max_tokens: int | None = None) -> LoadedPrefix:
+        """The longest prefix that is worth fetching, verified, within the deadline.
+
+        At least one token is always left to compute, and at most `max_tokens` are loaded.
+        """
+        try:
+            usable = len(token_ids) - 1
+            if max_tokens is not None:
+                usable = min(usable, max_tokens)
+            hashes = self._hashes(token_ids, usable // self.namespace.block_size)
+            if not hashes:
+                return LoadedPrefix([], 0, LoadReport())
+            return self._loader.load(hashes)
+        # the boundary to the engine: a cache that fails is a cache that is empty
+        except Exception as error:
+            reason = self._tally.trouble("load", error)
+            self._tally.add(loads=1)
+            self._tally.miss(reason)
+            return LoadedPrefix([], 0, LoadReport(stopped_by=reason))
+
+    def unpublished(self, token_ids: TokenIds) -> list[int]:
+        """The full blocks of `token_ids` that the store is not known to have, by index.
+
+        Only these are worth compressing: `publish` leaves the others out.
+        """
+        try:
+            hashes = self._hashes(token_ids, _MAX_BLOCKS)
+            return [i for i, chain_hash in enumerate(hashes) if chain_hash not in self._known]
+        except Exception as error:
+            self._tally.trouble("publish", error)
+            return []
+
+    def publish(self, token_ids: TokenIds, blocks: Sequence[tuple[int, Buffer]]) -> int:
+        """Queue (block index, payload) pairs for the store; how many were queued. Never waits.
+
+        The payloads are not copied: they must not change afterwards.
+        """
+        try:
+            hashes = self._hashes(token_ids, _MAX_BLOCKS)
+            return self._publisher.offer([(hashes[i], payload) for i, payload in blocks])
+        except Exception as error:
+            self._tally.dropped(self._tally.trouble("publish", error), len(blocks))
+            return 0
+
+    def observe_prefill(self, tokens: int, seconds: float) -> None:
+        """Tell how long computing took; loads are compared with it.
+
+        Less than a block is left out: a short prefill measures its fixed cost, not its rate.
+        """
+        if tokens >= self.namespace.block_size:
+            self._loader.prefill.observe(tokens, seconds)
+
+    @property
+    def counters(self) -> Counters:
+        """A snapshot of what happened so far."""
+        return self._tally.snapshot()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything published was answered or dropped; False when time ran out."""
+        return self._publisher.flush(timeout_s)
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Publish what is queued for at most `timeout_s`, drop the rest; True if all went."""
+        return self._publisher.close(timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _hashes(self, token_ids: TokenIds, blocks: int) -> list[bytes]:
+        size = self.namespace.block_size
+        tokens = token_ids[: max(0, min(blocks, _MAX_BLOCKS)) * size]
+        return chain_hashes(self._loader.root_hash, tokens, size)

@@ -1,0 +1,132 @@
+"""Sends payloads to the store from a thread of its own; nobody ever waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from packkv.client import Client, PutStatus
+from packkv.client.upload import Buffer
+from packkv.prefix_cache.config import PrefixCacheConfig
+from packkv.prefix_cache.counters import Tally
+from packkv.prefix_cache.known import KnownBlocks
+
+Block = tuple[bytes, Buffer]
+
+
+class Publisher:
+    """A queue bounded in bytes, and one thread that empties it with Put.
+
+    What does not fit is dropped and counted: the engine is never slowed down. Bytes count until
+    the store has answered for them, so the bound is the memory that publishing can hold.
+    """
+
+    def __init__(
+        self, client: Client, config: PrefixCacheConfig, tally: Tally, known: KnownBlocks
+    ) -> None:
+        self._client = client
+        self._config = config
+        self._tally = tally
+        self._known = known
+        # guards everything below; notified whenever the queue or the state changes
+        self._changed = threading.Condition()
+        self._queue: deque[Block] = deque()
+        self._held_bytes = 0
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def offer(self, blocks: Sequence[Block]) -> int:
+        """Queue blocks that fit and are not known; how many were queued. Returns at once."""
+        queued = 0
+        dropped = 0
+        with self._changed:
+            for chain_hash, payload in blocks:
+                if chain_hash in self._known:
+                    continue
+                size = memoryview(payload).nbytes
+                if self._closing or self._held_bytes + size > self._config.publish_queue_bytes:
+                    dropped += 1
+                    continue
+                self._known.add([chain_hash])
+                self._queue.append((chain_hash, payload))
+                self._held_bytes += size
+                queued += 1
+            if queued:
+                self._start()
+                self._changed.notify_all()
+            reason = "closed" if self._closing else "queue"
+        if dropped:
+            self._tally.dropped(reason, dropped)
+        return queued
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything queued was answered or dropped; False when time ran out."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._held_bytes == 0, timeout_s)
+
+    def close(self, timeout_s: float) -> bool:
+        """Send what is queued for at most `timeout_s`, drop the rest, and stop; True if all went.
+
+        A Put that is under way then ends by its own deadline, in a thread that nobody waits for.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        ends_at = time.monotonic() + timeout_s
+        finished = self.flush(timeout_s)
+        with self._changed:
+            left = len(self._queue)
+            self._held_bytes -= sum(memoryview(payload).nbytes for _, payload in self._queue)
+            self._queue.clear()
+            self._changed.notify_all()
+        if left:
+            self._tally.dropped("closed", left)
+        if self._thread is not None:
+            self._thread.join(max(0.0, ends_at - time.monotonic()))
+        return finished
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="packkv-publish", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            try:
+                self._send(batch)
+            # the boundary to the engine: whatever happens, the thread lives and the count is right
+            except Exception as error:
+                self._known.forget(chain_hash for chain_hash, _ in batch)
+                self._tally.dropped(self._tally.trouble("publish", error), len(batch))
+            finally:
+                with self._changed:
+                    self._held_bytes -= sum(memoryview(payload).nbytes for _, payload in batch)
+                    self._changed.notify_all()
+
+    def _next_batch(self) -> list[Block]:
+        """The blocks of the next Put; none when the publisher is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            batch: list[Block] = []
+            size = 0
+            while self._queue:
+                size += memoryview(self._queue[0][1]).nbytes
+                if batch and size > self._config.publish_batch_bytes:
+                    break
+                batch.append(self._queue.popleft())
+            return batch
+
+    def _send(self, batch: list[Block]) -> None:
+        results = self._client.put(batch, deadline_s=self._config.publish_deadline_s)
+        for (chain_hash, payload), result in zip(batch, results, strict=True):
+            if result.status is PutStatus.STORED:
+                size = memoryview(payload).nbytes
+                self._tally.add(published_blocks=1, published_bytes=size)
+            elif result.status is PutStatus.ALREADY_PRESENT:
+                self._tally.add(already_present=1)
+            else:
+                self._known.forget([chain_hash])
+                self._tally.dropped("rejected", 1)
+                self._tally.warn("rejected", f"publish: the store rejects a block: {result.reason}")

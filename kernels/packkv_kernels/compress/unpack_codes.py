@@ -1,0 +1,297 @@
+"""Codes of one tile, from planes to float32, a token to a row.
+
+Planes are read as whole words. The planes of a unit merge into words of eight 4-bit fields, which
+go to `fields` [e, lane, column], turned so that the codes of one token lie next to each other; a
+token is then one shift and one mask away, the same for a whole row of words. With the names of
+docs/codec.md: K has lane = tl and a column per channel pair (its halves are the channels), V has
+lane = l4 and a column per channel (its halves are neighbouring tokens); field j is nibble j.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packkv_kernels.compress.scales import SCALES
+from packkv_kernels.config import BLOCK_TOKENS
+from packkv_kernels.format import tile
+from packkv_kernels.format.compiled import compiled
+from packkv_kernels.format.layout import (
+    bitmap_words,
+    piece_words,
+    plane_mode,
+    plane_word,
+    side_bits,
+    unit_of,
+)
+
+__all__ = ["unpack_codes"]
+
+_K_SIDE = tile.K_SIDE
+
+# Masks of the low pair, the high pair and the lowest bit of each 4-bit field.
+_LOW = np.uint32(0x33333333)
+_HIGH = np.uint32(0xCCCCCCCC)
+_ONES = np.uint32(0x11111111)
+_TWO = np.uint32(2)
+
+
+@compiled
+def unpack_codes(
+    words: NDArray[np.uint32],
+    base: int,
+    descriptor: NDArray[np.int32],
+    side: int,
+    levels: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Writes (code + minimum + zero) · scale of one side to out [64, head_dim]."""
+    head_dim = descriptor[tile.HEAD_DIM]
+    low = np.empty(head_dim, np.float32)
+    zero = np.empty(BLOCK_TOKENS, np.float32)
+    scale = np.empty(BLOCK_TOKENS, np.float32)
+    _read_minima(words, base, descriptor, side, low)
+    _read_scales(words, base, descriptor, side, levels, zero, scale)
+    lanes = 8 if side == _K_SIDE else 4
+    fields = np.empty((2, lanes, 8 * head_dim // (2 * lanes)), np.uint32)
+    _merge_planes(words, base, descriptor, side, fields)
+    if plane_mode(descriptor[tile.FLAGS], side, tile.PLANE_H1) == tile.ABSENT:
+        _spread(fields, side, low, zero, scale, out)
+        return
+    # codes add up as integers, exactly, before the one rounding of the scale
+    _spread(fields, side, low, zero, np.ones(BLOCK_TOKENS, np.float32), out)
+    _add_wide_units(words, base, descriptor, side, out)
+    for t in range(BLOCK_TOKENS):
+        line = out[t]
+        for c in range(head_dim):
+            line[c] *= scale[t]
+
+
+@compiled
+def _read_minima(
+    words: NDArray[np.uint32],
+    base: int,
+    descriptor: NDArray[np.int32],
+    side: int,
+    low: NDArray[np.float32],
+) -> None:
+    kind = side_bits(descriptor[tile.FLAGS], side, tile.MINIMA_SHIFT)
+    if kind == tile.NO_MINIMA:
+        low[:] = 0
+        return
+    width = 8 * kind
+    each = 32 // width
+    start = base + descriptor[side + tile.MINIMA]
+    for c in range(len(low)):
+        # the field moves to the top of the word, and comes down with its sign
+        word = np.int32(words[start + c // each] << np.uint32(32 - width * (c % each + 1)))
+        low[c] = word >> np.int32(32 - width)
+
+
+@compiled
+def _read_scales(
+    words: NDArray[np.uint32],
+    base: int,
+    descriptor: NDArray[np.int32],
+    side: int,
+    levels: int,
+    zero: NDArray[np.float32],
+    scale: NDArray[np.float32],
+) -> None:
+    kind = side_bits(descriptor[tile.FLAGS], side, tile.SCALES_SHIFT)
+    start = base + descriptor[side + tile.SCALES]
+    if kind == tile.NO_SCALES:
+        zero[:] = 0
+        scale[:] = 1
+    elif kind == tile.LOG_SCALES:
+        # 4, 8, 16 levels have their table at row 2, 3, 4
+        table = SCALES[4 if levels == 16 else levels // 4 + 1]
+        for t in range(BLOCK_TOKENS):
+            code = (words[start + t // 4] >> np.uint32(8 * (t % 4))) & np.uint32(255)
+            scale[t] = table[code]
+            zero[t] = -np.float32(levels - 1) / 2
+    else:
+        scale.view(np.uint32)[:] = words[start : start + BLOCK_TOKENS]
+        for t in range(BLOCK_TOKENS):
+            word = words[start + BLOCK_TOKENS + t // 2]
+            zero[t] = np.int32(word << np.uint32(16 - 16 * (t % 2))) >> np.int32(16)
+
+
+@compiled
+def _merge_planes(
+    words: NDArray[np.uint32],
+    base: int,
+    descriptor: NDArray[np.int32],
+    side: int,
+    fields: NDArray[np.uint32],
+) -> None:
+    """Bits 0-3 of all codes: planes A, and C or B, as 4-bit fields [e, lane, column]."""
+    flags, head_dim = descriptor[tile.FLAGS], descriptor[tile.HEAD_DIM]
+    units = head_dim // unit_of(head_dim, side)
+    piece = piece_words(head_dim, side, tile.PLANE_A)
+    a = base + descriptor[side + tile.PLANE_A]
+    b = base + descriptor[side + tile.PLANE_B]
+    c = base + descriptor[side + tile.PLANE_C]
+    in_c = plane_mode(flags, side, tile.PLANE_C)
+    in_b = plane_mode(flags, side, tile.PLANE_B)
+    bitmap = descriptor[side + tile.BITMAPS]
+    bitmap_b = bitmap + (bitmap_words(units) if in_c == tile.SPARSE else 0)
+    for unit in range(units):
+        bit = unit % 32
+        if (plane_word(words, base, in_c, bitmap, units, unit // 32) >> bit) & 1:
+            _merge_three_bits(words[a : a + piece], words[c : c + piece // 2], unit, fields)
+            c += piece // 2
+        elif (plane_word(words, base, in_b, bitmap_b, units, unit // 32) >> bit) & 1:
+            _merge_four_bits(words[a : a + piece], words[b : b + piece], unit, fields)
+            b += piece
+        else:
+            _merge_two_bits(words[a : a + piece], unit, fields)
+        a += piece
+
+
+@compiled
+def _merge_two_bits(a: NDArray[np.uint32], unit: int, fields: NDArray[np.uint32]) -> None:
+    lanes = fields.shape[1]
+    columns = len(a) // lanes
+    for lane in range(lanes):
+        for i in range(columns):
+            word = a[lane * columns + i]
+            fields[0, lane, unit * columns + i] = word & _LOW
+            fields[1, lane, unit * columns + i] = (word >> _TWO) & _LOW
+
+
+@compiled
+def _merge_three_bits(
+    a: NDArray[np.uint32], c: NDArray[np.uint32], unit: int, fields: NDArray[np.uint32]
+) -> None:
+    lanes = fields.shape[1]
+    columns = len(a) // lanes
+    for lane in range(lanes):
+        for i in range(columns):
+            at = 2 * lane + (i >> 1) if columns == 4 else (3 * lane) & (lanes - 1)
+            third = c[at] >> np.uint32(2 * (i & 1))
+            word = a[lane * columns + i]
+            even = (third & _ONES) << _TWO
+            odd = ((third >> np.uint32(1)) & _ONES) << _TWO
+            fields[0, lane, unit * columns + i] = (word & _LOW) | even
+            fields[1, lane, unit * columns + i] = ((word >> _TWO) & _LOW) | odd
+
+
+@compiled
+def _merge_four_bits(
+    a: NDArray[np.uint32], b: NDArray[np.uint32], unit: int, fields: NDArray[np.uint32]
+) -> None:
+    lanes = fields.shape[1]
+    columns = len(a) // lanes
+    for lane in range(lanes):
+        for i in range(columns):
+            word, high = a[lane * columns + i], b[lane * columns + i]
+            fields[0, lane, unit * columns + i] = (word & _LOW) | ((high << _TWO) & _HIGH)
+            fields[1, lane, unit * columns + i] = ((word >> _TWO) & _LOW) | (high & _HIGH)
+
+
+@compiled
+def _spread(
+    fields: NDArray[np.uint32],
+    side: int,
+    low: NDArray[np.float32],
+    zero: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """From 4-bit fields to (code + low + zero) · scale."""
+    for e in range(2):
+        for lane in range(fields.shape[1]):
+            row = fields[e, lane]
+            for j in range(4):
+                shift = np.uint32(4 * j)
+                if side == _K_SIDE:
+                    t = 32 * e + 16 * (j >> 1) + 8 * (j & 1) + lane
+                    _spread_channel_pairs(row, shift, low, zero[t], scale[t], out[t])
+                else:
+                    t = 32 * e + 16 * (j >> 1) + 4 * lane + 2 * (j & 1)
+                    _spread_channels(row, shift, low, zero[t], scale[t], out[t])
+                    shift += np.uint32(16)
+                    _spread_channels(row, shift, low, zero[t + 1], scale[t + 1], out[t + 1])
+
+
+@compiled
+def _spread_channels(
+    row: NDArray[np.uint32],
+    shift: np.uint32,
+    low: NDArray[np.float32],
+    zero: np.float32,
+    scale: np.float32,
+    line: NDArray[np.float32],
+) -> None:
+    for c in range(len(row)):
+        code = np.int32((row[c] >> shift) & np.uint32(15))
+        line[c] = (np.float32(code) + low[c] + zero) * scale
+
+
+@compiled
+def _spread_channel_pairs(
+    row: NDArray[np.uint32],
+    shift: np.uint32,
+    low: NDArray[np.float32],
+    zero: np.float32,
+    scale: np.float32,
+    line: NDArray[np.float32],
+) -> None:
+    for i in range(len(row)):
+        word = row[i] >> shift
+        first = np.int32(word & np.uint32(15))
+        second = np.int32((word >> np.uint32(16)) & np.uint32(15))
+        line[2 * i] = (np.float32(first) + low[2 * i] + zero) * scale
+        line[2 * i + 1] = (np.float32(second) + low[2 * i + 1] + zero) * scale
+
+
+@compiled
+def _add_wide_units(
+    words: NDArray[np.uint32],
+    base: int,
+    descriptor: NDArray[np.int32],
+    side: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Adds bits 4-7 of the few units that have them."""
+    flags, head_dim = descriptor[tile.FLAGS], descriptor[tile.HEAD_DIM]
+    unit_channels = unit_of(head_dim, side)
+    units = head_dim // unit_channels
+    piece = piece_words(head_dim, side, tile.PLANE_A)
+    h1 = base + descriptor[side + tile.PLANE_H1]
+    h2 = base + descriptor[side + tile.PLANE_H2]
+    in_h1 = plane_mode(flags, side, tile.PLANE_H1)
+    in_h2 = plane_mode(flags, side, tile.PLANE_H2)
+    bitmap = descriptor[side + tile.BITMAPS]
+    for plane in range(tile.PLANE_C, tile.PLANE_H1):
+        if plane_mode(flags, side, plane) == tile.SPARSE:
+            bitmap += bitmap_words(units)
+    bitmap_h2 = bitmap + (bitmap_words(units) if in_h1 == tile.SPARSE else 0)
+    for unit in range(units):
+        bit = unit % 32
+        lines = out[:, unit * unit_channels : (unit + 1) * unit_channels]
+        if (plane_word(words, base, in_h1, bitmap, units, unit // 32) >> bit) & 1:
+            _add_plane(words[h1 : h1 + piece], side, np.float32(16), lines)
+            h1 += piece
+        if (plane_word(words, base, in_h2, bitmap_h2, units, unit // 32) >> bit) & 1:
+            _add_plane(words[h2 : h2 + piece], side, np.float32(64), lines)
+            h2 += piece
+
+
+@compiled
+def _add_plane(
+    piece: NDArray[np.uint32], side: int, weight: np.float32, lines: NDArray[np.float32]
+) -> None:
+    """Adds weight · 2-bit fields of one piece to lines [64, channels of the unit]."""
+    lanes = 8 if side == _K_SIDE else 4
+    columns = len(piece) // lanes
+    for at in range(len(piece)):
+        lane, i = at // columns, at % columns
+        for f in range(8):
+            first = 32 * (f & 1) + 16 * (f >> 2)
+            k0 = (f >> 1) & 1
+            for h in range(2):
+                code = np.int32((piece[at] >> np.uint32(16 * h + 2 * f)) & np.uint32(3))
+                if side == _K_SIDE:
+                    lines[first + 8 * k0 + lane, 2 * i + h] += weight * np.float32(code)
+                else:
+                    lines[first + 4 * lane + 2 * k0 + h, i] += weight * np.float32(code)

@@ -1,0 +1,226 @@
+"""The composition root: the one place that knows all the parts and puts them together."""
+
+import asyncio
+import json
+import logging
+import tomllib
+import uuid
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+
+from packkv_protos.v1 import admin_pb2, block_store_pb2
+from packkv_store.clock import Clock, SystemClock
+from packkv_store.config import StoreConfig, split_address
+from packkv_store.errors import ConfigError, TierFailure
+from packkv_store.index.embedded import EmbeddedIndex
+from packkv_store.lease import LeaseTable
+from packkv_store.metrics import CallMetrics, MeteredStore, StoreCollector
+from packkv_store.profiles import Profiles
+from packkv_store.rpc.admin import AdminService
+from packkv_store.rpc.block_store import BlockStoreService
+from packkv_store.rpc.request import MAX_HASHES, MAX_PROFILE_BYTES
+from packkv_store.store.block_store import BlockStore
+from packkv_store.store.promotion import Promotion
+from packkv_store.store.residents import Residents
+from packkv_store.store.threads import Threads
+from packkv_store.tenant import Access
+from packkv_store.tiers.disk import DiskTier
+from packkv_store.tiers.ram import RamTier
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_SECONDS = 1.0
+MAX_PROFILES_BYTES = 256 << 20
+# The largest message is a profile; the largest list of hashes is 0.6 MiB.
+MAX_MESSAGE_BYTES = MAX_PROFILE_BYTES + (64 << 10)
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # a second server on the port must fail, not share it
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+]
+MAX_CALLS = 1024
+SERVICES = [
+    block_store_pb2.DESCRIPTOR.services_by_name["BlockStore"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
+]
+
+
+class App:
+    """One server: `await start()`, then `await stop()`. The port is known once it has started."""
+
+    def __init__(self, config: StoreConfig, clock: Clock | None = None) -> None:
+        self._config = config
+        self._clock = clock or SystemClock()
+        self._access = load_access(config.tokens_file)
+        self._disk = _disk_tier(config, self._clock)
+        self._ram = _ram_tier(config)
+        self._threads = Threads(config.io_threads)
+        self.store = self._build_store()
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=CHANNEL_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._metrics: WSGIServer | None = None
+        self.port = 0
+        self.metrics_port = 0
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the port that was taken."""
+        return f"{self._config.listen.rpartition(':')[0]}:{self.port}"
+
+    async def start(self) -> None:
+        """Serves from here on. Raises ConfigError when it cannot listen."""
+        await self.store.residents.recover()
+        metered = self._serve_calls()
+        try:
+            self.port = self._bind()
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {self._config.listen}: {error}") from None
+        await self._server.start()
+        self._serve_metrics(metered)
+        self._housekeeping = asyncio.ensure_future(self.store.keep_house(HOUSEKEEPING_SECONDS))
+        await self._report_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Takes no more calls, lets running ones end within the grace, flushes, closes."""
+        await self._report_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.stop(self._config.grace_seconds)
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        await self.store.residents.tasks.settle()
+        with suppress(TierFailure):
+            await self.store.residents.flush()
+        self.close()
+
+    def close(self) -> None:
+        """Gives everything back to the system."""
+        if self._metrics is not None:
+            self._metrics.shutdown()
+            self._metrics.server_close()
+        self._threads.close()
+        self._ram.close()
+        if self._disk is not None:
+            self._disk.close()
+
+    def _build_store(self) -> BlockStore:
+        config, clock, node = self._config, self._clock, _node(self._config.data_dir)
+        index = EmbeddedIndex()
+        leases = LeaseTable(clock, config.max_leases, config.lease_seconds)
+        residents = Residents(
+            node, self._ram, self._disk, index, leases, clock, self._threads, config.ttl_seconds
+        )
+        profiles = config.data_dir / "profiles" if config.data_dir else None
+        return BlockStore(
+            node=node,
+            version=version("packkv"),
+            clock=clock,
+            started_at=clock.monotonic(),
+            ram=self._ram,
+            index=index,
+            leases=leases,
+            residents=residents,
+            promotion=Promotion(residents, self._ram, leases, self._threads, config.io_threads),
+            profiles=Profiles(profiles, MAX_PROFILES_BYTES),
+            run=self._threads,
+            max_block_bytes=config.max_block_bytes,
+            max_blocks=MAX_HASHES,
+            sync=config.sync,
+        )
+
+    def _serve_calls(self) -> MeteredStore:
+        registry = CollectorRegistry()
+        metered = MeteredStore(self.store, registry, CallMetrics(registry))
+        blocks = BlockStoreService(metered, self._access, self._config.stream_seconds)
+        admin = AdminService(metered, self._access)
+        self._server.add_generic_rpc_handlers((blocks.handler(), admin.handler()))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self._server)
+        return metered
+
+    def _bind(self) -> int:
+        config = self._config
+        if config.tls_cert is None or config.tls_key is None:
+            return self._server.add_insecure_port(config.listen)
+        authorities = config.tls_client_ca.read_bytes() if config.tls_client_ca else None
+        credentials = grpc.ssl_server_credentials(
+            [(config.tls_key.read_bytes(), config.tls_cert.read_bytes())],
+            root_certificates=authorities,
+            require_client_auth=authorities is not None,
+        )
+        return self._server.add_secure_port(config.listen, credentials)
+
+    def _serve_metrics(self, metered: MeteredStore) -> None:
+        if self._config.metrics_listen is None:
+            return
+        host, port = split_address(self._config.metrics_listen)
+        exposed = CollectorRegistry()
+        exposed.register(StoreCollector(metered, asyncio.get_running_loop()))
+        cert, key = self._config.tls_cert, self._config.tls_key
+        server, _ = start_http_server(
+            port,
+            host,
+            exposed,
+            certfile=str(cert) if cert else None,
+            keyfile=str(key) if key else None,
+        )
+        self._metrics = server
+        self.metrics_port = server.server_port
+        log.info("metrics on port %d", server.server_port)
+
+    async def _report_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+        for name in ("", *SERVICES):
+            await self._health.set(name, status)
+
+
+def load_access(path: Path | None) -> Access:
+    """Who may call, from a tokens file. Without one, everybody. Raises ConfigError."""
+    if path is None:
+        return Access({})
+    try:
+        text = path.read_text()
+        tokens = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tokens_file {path}: {error}") from None
+    return Access.from_tokens(tokens.get("tenants", {}))
+
+
+def _ram_tier(config: StoreConfig) -> RamTier:
+    try:
+        return RamTier(config.ram_bytes)
+    except OSError as error:
+        raise ConfigError(f"ram_bytes {config.ram_bytes}: {error.strerror}") from None
+
+
+def _disk_tier(config: StoreConfig, clock: Clock) -> DiskTier | None:
+    if config.data_dir is None:
+        return None
+    try:
+        return DiskTier(config.data_dir, config.disk_bytes, clock)
+    except OSError as error:
+        raise ConfigError(f"data_dir {config.data_dir}: {error.strerror}") from None
+
+
+def _node(data_dir: Path | None) -> str:
+    """The identity of this node; with a data directory it survives a restart."""
+    if data_dir is None:
+        return uuid.uuid4().hex
+    path = data_dir / "node"
+    if not path.exists():
+        new = path.with_suffix(".new")
+        new.write_text(uuid.uuid4().hex + "\n")
+        new.replace(path)
+    return path.read_text().strip()

@@ -1,0 +1,245 @@
+"""What the server knows of a block: its name and the head of its payload.
+
+The layout is in docs/codec.md, section "Payload". The server reads the head to verify checksums
+and to find the bytes of a layer; what is inside a section is the codec's business.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, NewType, Self
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from packkv_store.errors import PayloadError
+
+ChainHash = NewType("ChainHash", bytes)
+# The name of a block inside this server: tenant tag (16 bytes), then chain hash (32 bytes).
+BlockKey = NewType("BlockKey", bytes)
+Bounds = npt.NDArray[np.uint32]
+
+HASH_BYTES = 32
+TAG_BYTES = 16
+MAGIC = b"PackKV\r\n"
+VERSION = 1
+HEADER = struct.Struct("<8sHHBBHHHHHH6s32s32s32s32sQQ16s")
+ROW_STRUCT = struct.Struct("<II16s")
+ROW = np.dtype([("offset", "<u4"), ("length", "<u4"), ("digest", "V16")])
+ALIGN = 16
+CHECKSUM_AT = 176
+MAX_TOKENS = 64
+MAX_CODEC = 4
+MAX_DTYPE = 2
+MAX_HEAD_DIM = 512
+
+
+def block_key(tag: bytes, chain_hash: ChainHash) -> BlockKey:
+    """The name under which a tenant's block is kept; two tenants never share one."""
+    return BlockKey(tag + chain_hash)
+
+
+def chain_hash_of(key: BlockKey) -> ChainHash:
+    """The public half of a block's name."""
+    return ChainHash(key[TAG_BYTES:])
+
+
+class TierName(StrEnum):
+    """The two places where a node keeps blocks, fastest first."""
+
+    RAM = "ram"
+    DISK = "disk"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open range [first, first + count) of layers or KV heads; count 0 means all."""
+
+    first: int = 0
+    count: int = 0
+
+    def within(self, first: int, count: int) -> range:
+        """The part of [first, first + count) that this span covers."""
+        if self.count == 0:
+            return range(first, first + count)
+        return range(max(first, self.first), min(first + count, self.first + self.count))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PayloadHead:
+    """The verified head of a payload. `bounds[i]` is where section i starts, layer-major;
+    the last bound is the payload's end."""
+
+    tokens: int
+    layers: int
+    first_head: int
+    heads: int
+    root_hash: bytes
+    chain_hash: ChainHash
+    payload_length: int
+    first_token: int
+    head_length: int
+    bounds: Bounds
+
+    @classmethod
+    def read(cls, payload: memoryview) -> Self:
+        """The head of `payload`, which may stop anywhere after it.
+
+        Every length and offset is checked before it is used, then the head's checksum.
+        Raises PayloadError, which carries the value found and the value expected.
+        """
+        header = _read_header(payload)
+        head_length = head_length_of(header.layers, header.heads)
+        _within("payload length", header.payload_length, head_length, 2**32 - 1)
+        _within("bytes present of the head", len(payload), head_length, None)
+        if head_checksum(payload[:head_length]) != header.head_checksum:
+            raise PayloadError("head checksum", header.head_checksum.hex(), "that of its bytes")
+        return cls(
+            tokens=header.tokens,
+            layers=header.layers,
+            first_head=header.first_head,
+            heads=header.heads,
+            root_hash=header.root_hash,
+            chain_hash=ChainHash(header.chain_hash),
+            payload_length=header.payload_length,
+            first_token=header.first_token,
+            head_length=head_length,
+            bounds=_section_bounds(payload, header, head_length),
+        )
+
+    def covers_heads(self, wanted: Span) -> bool:
+        """Whether this payload holds every KV head that is wanted."""
+        return covers(self.first_head, self.heads, wanted)
+
+    def layer_run(self, layer: int, heads: Span) -> tuple[int, int]:
+        """Start and end of the bytes of one layer's wanted heads; they lie side by side."""
+        run = heads.within(self.first_head, self.heads)
+        row = layer * self.heads + run.start - self.first_head
+        return int(self.bounds[row]), int(self.bounds[row + len(run)])
+
+    def verify_sections(self, payload: memoryview) -> None:
+        """Checks the digest of every section. Raises PayloadError at the first that is wrong."""
+        rows = ROW_STRUCT.iter_unpack(payload[HEADER.size : self._table_end()])
+        for number, (offset, length, digest) in enumerate(rows):
+            if xxhash.xxh3_128_digest(payload[offset : offset + length]) != digest:
+                layer, head = divmod(number, self.heads)
+                where = f"digest of the section of layer {layer}, head {self.first_head + head}"
+                raise PayloadError(where, digest.hex(), "that of the section's bytes")
+
+    def verify_layer_run(self, head: memoryview, layer: int, heads: Span, run: memoryview) -> None:
+        """As `verify_sections`, for the bytes of one `layer_run`; `head` is this head's bytes."""
+        wanted = heads.within(self.first_head, self.heads)
+        first = HEADER.size + ROW.itemsize * (layer * self.heads + wanted.start - self.first_head)
+        at = 0
+        for _, length, digest in ROW_STRUCT.iter_unpack(
+            head[first : first + ROW.itemsize * len(wanted)]
+        ):
+            if xxhash.xxh3_128_digest(run[at : at + length]) != digest:
+                raise PayloadError(f"a digest of layer {layer}", digest.hex(), "that of the bytes")
+            at += length
+
+    def _table_end(self) -> int:
+        return HEADER.size + ROW.itemsize * self.layers * self.heads
+
+
+def covers(first: int, count: int, wanted: Span) -> bool:
+    """Whether [first, first + count) holds all that is wanted."""
+    if wanted.count == 0:
+        return True
+    return first <= wanted.first and wanted.first + wanted.count <= first + count
+
+
+def head_length_of(layers: int, heads: int) -> int:
+    """Bytes of header and section table, with the zeros that align the first section."""
+    return -(-(HEADER.size + ROW.itemsize * layers * heads) // ALIGN) * ALIGN
+
+
+def head_length_in(payload: memoryview) -> int:
+    """How many bytes the head of this payload takes. Raises PayloadError."""
+    header = _read_header(payload)
+    return head_length_of(header.layers, header.heads)
+
+
+def head_checksum(head: memoryview) -> bytes:
+    """XXH3-128 of the head with its own checksum field zeroed."""
+    state = xxhash.xxh3_128(head[:CHECKSUM_AT])
+    state.update(bytes(HEADER.size - CHECKSUM_AT))
+    state.update(head[HEADER.size :])
+    return state.digest()
+
+
+def verify_payload(payload: memoryview, chain_hash: ChainHash) -> PayloadHead:
+    """Checks that `payload` is wholly and exactly the block `chain_hash`, to the last byte."""
+    head = PayloadHead.read(payload)
+    if head.chain_hash != chain_hash:
+        raise PayloadError("chain hash", head.chain_hash.hex(), chain_hash.hex())
+    if head.payload_length != len(payload):
+        raise PayloadError("payload length", head.payload_length, len(payload))
+    head.verify_sections(payload)
+    return head
+
+
+class _Header(NamedTuple):
+    magic: bytes
+    version: int
+    codec: int
+    kv_dtype: int
+    zero: int
+    tokens: int
+    sinks: int
+    layers: int
+    first_head: int
+    heads: int
+    head_dim: int
+    zeros: bytes
+    root_hash: bytes
+    chain_hash: bytes
+    codec_digest: bytes
+    profile_digest: bytes
+    payload_length: int
+    first_token: int
+    head_checksum: bytes
+
+
+def _read_header(payload: memoryview) -> _Header:
+    _within("payload bytes", len(payload), HEADER.size, None)
+    header = _Header._make(HEADER.unpack_from(payload))
+    if header.magic != MAGIC:
+        raise PayloadError("magic", header.magic, MAGIC)
+    _within("format version", header.version, VERSION, VERSION)
+    _within("codec", header.codec, 1, MAX_CODEC)
+    _within("KV dtype", header.kv_dtype, 0, MAX_DTYPE)
+    _within("tokens", header.tokens, 1, MAX_TOKENS)
+    _within("sinks", header.sinks, 0, header.tokens)
+    _within("layers", header.layers, 1, None)
+    _within("heads", header.heads, 1, None)
+    _within("head_dim", header.head_dim, 4, MAX_HEAD_DIM)
+    if header.head_dim % 4:
+        raise PayloadError("head_dim", header.head_dim, "a multiple of 4")
+    if header.zero or any(header.zeros):
+        raise PayloadError("reserved header bytes", (header.zero, header.zeros), "zeros")
+    return header
+
+
+def _section_bounds(payload: memoryview, header: _Header, head_length: int) -> Bounds:
+    rows = header.layers * header.heads
+    table = np.frombuffer(payload, ROW, rows, HEADER.size)
+    lengths = table["length"].astype(np.int64)
+    bounds = np.empty(rows + 1, np.int64)
+    bounds[0] = head_length
+    np.cumsum(lengths, out=bounds[1:])
+    bounds[1:] += head_length
+    if np.any(lengths % ALIGN):
+        raise PayloadError("a section length", int(lengths[lengths % ALIGN != 0][0]), "whole 16s")
+    if np.any(table["offset"] != bounds[:-1]):
+        row = int(np.argmax(table["offset"] != bounds[:-1]))
+        raise PayloadError(f"offset of section {row}", table["offset"][row], int(bounds[row]))
+    if bounds[-1] != header.payload_length:
+        raise PayloadError("end of the last section", int(bounds[-1]), header.payload_length)
+    return bounds.astype(np.uint32)
+
+
+def _within(what: str, value: int, low: int, high: int | None) -> None:
+    if value < low or (high is not None and value > high):
+        raise PayloadError(what, value, f"{low} to {high}" if high is not None else f">= {low}")

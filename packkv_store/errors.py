@@ -1,0 +1,105 @@
+"""What can go wrong in the server. A miss is not in here: a miss is an answer.
+
+StoreError
+├── RequestError         the call is wrong: a field, its value, what is allowed
+│   └── LimitExceeded    the call is well formed but larger than this server takes
+├── Unauthenticated      no token, or an unknown one
+├── NotPermitted         a known caller that may not do this
+├── PayloadError         bytes that are not the block they claim to be
+├── NoRoom               a tier is full of blocks that may not go
+├── Quarantined          a corrupt copy of the block is still held by a reader
+├── CorruptBlock         found corrupt while it was being sent
+├── TierFailure          the operating system refused to read or write a tier
+└── StreamTimeout        a stream was open for longer than any may be
+
+ConfigError              stands apart: it ends the start, no caller ever sees it
+"""
+
+
+class StoreError(Exception):
+    """Base of everything that a call can end with."""
+
+
+class RequestError(StoreError):
+    """The call is wrong: which field, what it held, what is allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field} is {value}; allowed: {allowed}")
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+
+class LimitExceeded(RequestError):
+    """The call is larger than this server takes."""
+
+    def __init__(self, field: str, value: int, limit: int) -> None:
+        super().__init__(field, value, f"at most {limit}")
+        self.limit = limit
+
+
+class Unauthenticated(StoreError):
+    """The call carries no bearer token, or one that is not in the tokens file."""
+
+
+class NotPermitted(StoreError):
+    """The caller is known but its token does not allow this call."""
+
+
+class PayloadError(StoreError):
+    """Bytes that are not the block they claim to be: what was found, what was expected."""
+
+    def __init__(self, what: str, found: object, expected: object) -> None:
+        super().__init__(f"{what} is {found}, expected {expected}")
+        self.what = what
+        self.found = found
+        self.expected = expected
+
+
+class NoRoom(StoreError):
+    """A tier cannot take a block, because everything in it is leased or being moved."""
+
+    def __init__(self, tier: str, wanted: int, capacity: int) -> None:
+        super().__init__(
+            f"no room for {wanted} bytes in {tier}: capacity {capacity} bytes, the rest is in use"
+        )
+        self.tier = tier
+        self.wanted = wanted
+        self.capacity = capacity
+
+
+class Quarantined(StoreError):
+    """A corrupt copy of the block is still held by a reader; it can be put again later."""
+
+    def __init__(self, chain_hash: str) -> None:
+        super().__init__(f"a corrupt copy of {chain_hash} is still held; put it again later")
+        self.chain_hash = chain_hash
+
+
+class CorruptBlock(StoreError):
+    """A block was found corrupt after the first of its bytes had been sent."""
+
+    def __init__(self, chain_hash: str) -> None:
+        super().__init__(f"block {chain_hash} is corrupt and quarantined; ask for it again")
+        self.chain_hash = chain_hash
+
+
+class TierFailure(StoreError):
+    """The operating system refused to read or write a tier."""
+
+    def __init__(self, tier: str, cause: OSError) -> None:
+        super().__init__(f"{tier}: {cause.strerror or cause}")
+        self.tier = tier
+        self.cause = cause
+
+
+class StreamTimeout(StoreError):
+    """A stream was open for longer than any may be."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"a stream may be open for {seconds:g} s")
+        self.seconds = seconds
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message says which, its value, and what to do."""

@@ -1,0 +1,39 @@
+"""The index of a single node: a dictionary in its own process."""
+
+from collections.abc import Sequence
+
+from packkv_store.block import BlockKey
+from packkv_store.index import Location
+
+
+class EmbeddedIndex:
+    """Nothing to install, nothing to lose: rebuilt from the disk tier at every start."""
+
+    def __init__(self) -> None:
+        self._locations: dict[BlockKey, tuple[Location, ...]] = {}
+
+    async def publish(self, keys: Sequence[BlockKey], location: Location) -> None:
+        alone = (location,)
+        for key in keys:
+            known = self._locations.get(key)
+            if known is None:
+                self._locations[key] = alone
+            elif location not in known:
+                self._locations[key] = (*known, location)
+
+    async def withdraw(self, keys: Sequence[BlockKey], location: Location) -> None:
+        for key in keys:
+            left = tuple(at for at in self._locations.get(key, ()) if at != location)
+            if left:
+                self._locations[key] = left
+            else:
+                self._locations.pop(key, None)
+
+    async def locate(self, keys: Sequence[BlockKey]) -> list[tuple[Location, ...]]:
+        run: list[tuple[Location, ...]] = []
+        for key in keys:
+            locations = self._locations.get(key)
+            if locations is None:
+                break
+            run.append(locations)
+        return run

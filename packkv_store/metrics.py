@@ -1,0 +1,221 @@
+"""Counts what the store does, from around it, and says so to Prometheus."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from packkv_store.block import ChainHash, Span
+from packkv_store.store import Downloading, Store, Uploading
+from packkv_store.store.answers import (
+    BlockAnswer,
+    Match,
+    MissReason,
+    Piece,
+    PutResult,
+    PutStatus,
+    StoreStats,
+    Tally,
+)
+from packkv_store.tenant import Tenant
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class CallMetrics:
+    """Everything that is counted of calls."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        self.matched = counter("packkv_matched_blocks", "Blocks that Match found")
+        self.hits = counter("packkv_hits", "Blocks that Get served")
+        self.misses = counter("packkv_misses", "Matches cut short, blocks Get missed", "reason")
+        self.puts = counter("packkv_put_blocks", "Blocks put, by what became of them", "status")
+        self.received = counter("packkv_received_bytes", "Payload bytes of blocks put")
+        self.sent = counter("packkv_sent_bytes", "Payload bytes sent by Get")
+        self.seconds = Histogram(
+            "packkv_call_seconds", "Time in the store", ["call"], buckets=SECONDS, registry=registry
+        )
+        # a label that never occurred shows as zero, not as missing
+        for reason in MissReason:
+            self.misses.labels(reason.value)
+        for status in PutStatus:
+            self.puts.labels(status.name.lower())
+
+    @contextmanager
+    def timed(self, call: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds.labels(call).observe(time.perf_counter() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredStore:
+    """A store that behaves as the one inside and counts what it answers."""
+
+    inner: Store
+    registry: CollectorRegistry
+    calls: CallMetrics
+
+    async def match(
+        self, tenant: Tenant, hashes: Sequence[ChainHash], heads: Span, lease_seconds: float
+    ) -> Match:
+        with self.calls.timed("match"):
+            found = await self.inner.match(tenant, hashes, heads, lease_seconds)
+        self.calls.matched.inc(len(found.lengths))
+        if found.miss is not None:
+            self.calls.misses.labels(found.miss.value).inc()
+        return found
+
+    @asynccontextmanager
+    async def put(self, tenant: Tenant) -> AsyncIterator[Uploading]:
+        with self.calls.timed("put"):
+            async with self.inner.put(tenant) as upload:
+                yield MeteredUpload(upload, self.calls)
+
+    @asynccontextmanager
+    async def get(
+        self, tenant: Tenant, hashes: Sequence[ChainHash], layers: Span, heads: Span
+    ) -> AsyncIterator[Downloading]:
+        with self.calls.timed("get"):
+            async with self.inner.get(tenant, hashes, layers, heads) as download:
+                for answer in download.answers:
+                    if answer.miss is None:
+                        self.calls.hits.inc()
+                    else:
+                        self.calls.misses.labels(answer.miss.value).inc()
+                yield MeteredDownload(download, self.calls)
+
+    async def renew(self, tenant: Tenant, lease_id: int, seconds: float) -> float:
+        with self.calls.timed("renew"):
+            return await self.inner.renew(tenant, lease_id, seconds)
+
+    async def release(self, tenant: Tenant, lease_id: int) -> None:
+        with self.calls.timed("release"):
+            await self.inner.release(tenant, lease_id)
+
+    async def put_profile(self, tenant: Tenant, digest: bytes, profile: bytes) -> bytes:
+        with self.calls.timed("put_profile"):
+            return await self.inner.put_profile(tenant, digest, profile)
+
+    async def get_profile(self, tenant: Tenant, digest: bytes) -> bytes | None:
+        with self.calls.timed("get_profile"):
+            return await self.inner.get_profile(tenant, digest)
+
+    async def clear(self, root_hash: bytes | None) -> tuple[int, int]:
+        with self.calls.timed("clear"):
+            return await self.inner.clear(root_hash)
+
+    async def stats(self) -> StoreStats:
+        stats = await self.inner.stats()
+        return replace(stats, counters=_counters(self.registry, stats.tally))
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredUpload:
+    """Counts what becomes of the blocks of one Put."""
+
+    inner: Uploading
+    calls: CallMetrics
+
+    async def start(self, chain_hash: ChainHash, length: int) -> None:
+        await self.inner.start(chain_hash, length)
+
+    async def data(self, piece: memoryview) -> None:
+        await self.inner.data(piece)
+
+    async def finish(self) -> list[PutResult]:
+        results = await self.inner.finish()
+        for result in results:
+            self.calls.puts.labels(result.status.name.lower()).inc()
+            self.calls.received.inc(result.length)
+        return results
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredDownload:
+    """Counts the bytes of one Get."""
+
+    inner: Downloading
+    calls: CallMetrics
+
+    @property
+    def answers(self) -> Sequence[BlockAnswer]:
+        return self.inner.answers
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        sent = 0
+        try:
+            async for piece in self.inner.pieces():
+                sent += len(piece.data)
+                yield piece
+        finally:
+            self.calls.sent.inc(sent)
+
+
+class StoreCollector:
+    """All metrics of a node for an exposition that runs in another thread."""
+
+    def __init__(self, store: MeteredStore, loop: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._loop = loop
+
+    def collect(self) -> Iterator[Metric]:
+        # the store's state belongs to its event loop
+        asked = asyncio.run_coroutine_threadsafe(self._store.inner.stats(), self._loop)
+        stats = asked.result(timeout=10)
+        yield from self._store.registry.collect()
+        yield from _tally_metrics(stats.tally)
+        yield from _state_metrics(stats)
+
+
+def _tally_metrics(tally: Tally) -> Iterator[Metric]:
+    by_tier = {
+        "packkv_evictions": ("Blocks evicted to make room", tally.evicted),
+        "packkv_corrupt_blocks": ("Blocks found corrupt and quarantined", tally.corrupt),
+        "packkv_tier_failures": ("Transfers that the system refused", tally.failures),
+    }
+    for name, (text, counts) in by_tier.items():
+        family = CounterMetricFamily(name, text, labels=["tier"])
+        for tier, count in counts.items():
+            family.add_metric([tier.value], count)
+        yield family
+    totals = {
+        "packkv_promotions": ("Blocks brought from disk into RAM", tally.promoted),
+        "packkv_expired_blocks": ("Blocks past their time to live", tally.expired),
+        "packkv_recovered_blocks": ("Blocks found on disk at the start", tally.recovered),
+    }
+    for name, (text, count) in totals.items():
+        yield CounterMetricFamily(name, text, value=count)
+
+
+def _state_metrics(stats: StoreStats) -> Iterator[Metric]:
+    blocks = GaugeMetricFamily("packkv_tier_blocks", "Blocks in a tier", labels=["tier"])
+    used = GaugeMetricFamily("packkv_tier_used_bytes", "Bytes taken in a tier", labels=["tier"])
+    room = GaugeMetricFamily("packkv_tier_capacity_bytes", "Bytes a tier has", labels=["tier"])
+    for tier in stats.tiers:
+        blocks.add_metric([tier.name.value], tier.blocks)
+        used.add_metric([tier.name.value], tier.used_bytes)
+        room.add_metric([tier.name.value], tier.capacity_bytes)
+    yield from (blocks, used, room)
+    yield GaugeMetricFamily("packkv_blocks", "Distinct blocks of this node", stats.blocks)
+    yield GaugeMetricFamily("packkv_leases", "Leases that are in force", stats.leases)
+
+
+def _counters(registry: CollectorRegistry, tally: Tally) -> dict[str, int]:
+    """Every counter by its exposed name: `packkv_misses_total{reason="absent"}`."""
+    counters = {}
+    for metric in [*registry.collect(), *_tally_metrics(tally)]:
+        for sample in metric.samples if metric.type == "counter" else ():
+            if sample.name.endswith("_total"):
+                labels = ",".join(f'{key}="{value}"' for key, value in sample.labels.items())
+                counters[sample.name + (f"{{{labels}}}" if labels else "")] = int(sample.value)
+    return counters

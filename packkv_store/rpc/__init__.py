@@ -1,0 +1,1 @@
+"""gRPC: requests in, domain calls, replies out. Nothing is decided in here."""

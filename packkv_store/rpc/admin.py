@@ -1,0 +1,63 @@
+"""The Admin service, for operators."""
+
+from typing import Any
+
+import grpc
+
+from packkv_protos.v1 import admin_pb2 as pb
+from packkv_store.rpc import request as checked
+from packkv_store.rpc.status import Context, status_errors
+from packkv_store.store import Store
+from packkv_store.store.answers import StoreStats
+from packkv_store.tenant import Access
+
+
+class AdminService:
+    """Serves packkv.v1.Admin. Every call needs an admin's token where tokens are in use."""
+
+    def __init__(self, store: Store, access: Access) -> None:
+        self._store = store
+        self._access = access
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a server needs to serve it."""
+        unary = grpc.unary_unary_rpc_method_handler
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Stats": unary(self.Stats, pb.StatsRequest.FromString, pb.StatsReply.SerializeToString),
+            "Clear": unary(self.Clear, pb.ClearRequest.FromString, pb.ClearReply.SerializeToString),
+        }
+        name = pb.DESCRIPTOR.services_by_name["Admin"].full_name
+        return grpc.method_handlers_generic_handler(name, methods)
+
+    async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsReply:
+        async with status_errors(context):
+            self._access.admin(checked.bearer_token(context))
+            stats = await self._store.stats()
+        return _stats_reply(stats)
+
+    async def Clear(self, request: pb.ClearRequest, context: Context) -> pb.ClearReply:
+        async with status_errors(context):
+            self._access.admin(checked.bearer_token(context))
+            root = checked.digest("root_hash", request.root_hash) if request.root_hash else None
+            blocks, size = await self._store.clear(root)
+        return pb.ClearReply(blocks=blocks, bytes=size)
+
+
+def _stats_reply(stats: StoreStats) -> pb.StatsReply:
+    return pb.StatsReply(
+        node=stats.node,
+        version=stats.version,
+        uptime_s=stats.uptime_seconds,
+        tiers=[
+            pb.TierStats(
+                tier=tier.name,
+                blocks=tier.blocks,
+                used_bytes=tier.used_bytes,
+                capacity_bytes=tier.capacity_bytes,
+            )
+            for tier in stats.tiers
+        ],
+        leases=stats.leases,
+        blocks=stats.blocks,
+        counters=stats.counters,
+    )

@@ -1,0 +1,150 @@
+"""The BlockStore service: each method turns a request into a domain call and back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from packkv_protos.v1 import block_store_pb2 as pb
+from packkv_store.block import ChainHash, TierName
+from packkv_store.errors import StreamTimeout
+from packkv_store.rpc import request as checked
+from packkv_store.rpc.frames import MISS, answer_frames, get_frames, read_put_frame
+from packkv_store.rpc.status import Context, status_errors
+from packkv_store.store import Store
+from packkv_store.store.answers import PutResult, PutStatus
+from packkv_store.tenant import Access, Tenant
+
+TIER = {TierName.RAM: pb.TIER_RAM, TierName.DISK: pb.TIER_DISK}
+PUT = {
+    PutStatus.STORED: pb.PUT_STATUS_STORED,
+    PutStatus.ALREADY_PRESENT: pb.PUT_STATUS_ALREADY_PRESENT,
+    PutStatus.REJECTED: pb.PUT_STATUS_REJECTED,
+}
+
+
+class BlockStoreService:
+    """Serves packkv.v1.BlockStore."""
+
+    def __init__(self, store: Store, access: Access, stream_seconds: float) -> None:
+        self._store = store
+        self._access = access
+        self._stream_seconds = stream_seconds
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a server needs to serve it; Put and Get move bytes, not messages."""
+        unary = grpc.unary_unary_rpc_method_handler
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Match": unary(self.Match, pb.MatchRequest.FromString, pb.MatchReply.SerializeToString),
+            "Put": grpc.stream_unary_rpc_method_handler(
+                self.Put, None, pb.PutReply.SerializeToString
+            ),
+            "Get": grpc.unary_stream_rpc_method_handler(self.Get, pb.GetRequest.FromString, None),
+            "Renew": unary(self.Renew, pb.RenewRequest.FromString, pb.RenewReply.SerializeToString),
+            "Release": unary(
+                self.Release, pb.ReleaseRequest.FromString, pb.ReleaseReply.SerializeToString
+            ),
+            "PutProfile": unary(
+                self.PutProfile, pb.PutProfileRequest.FromString, pb.ProfileReply.SerializeToString
+            ),
+            "GetProfile": unary(
+                self.GetProfile, pb.GetProfileRequest.FromString, pb.ProfileReply.SerializeToString
+            ),
+        }
+        name = pb.DESCRIPTOR.services_by_name["BlockStore"].full_name
+        return grpc.method_handlers_generic_handler(name, methods)
+
+    async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchReply:
+        async with status_errors(context):
+            found = await self._store.match(
+                self._tenant(context),
+                checked.chain_hashes(request.chain_hashes),
+                checked.span("heads", request.heads),
+                request.lease_ms / 1000,
+            )
+        return pb.MatchReply(
+            blocks=len(found.lengths),
+            lease_id=found.lease_id,
+            lease_ms=int(found.lease_seconds * 1000),
+            lengths=found.lengths,
+            tiers=[TIER[tier] for tier in found.tiers],
+            miss=MISS[found.miss],
+        )
+
+    async def Put(self, messages: AsyncIterator[bytes], context: Context) -> pb.PutReply:
+        async with (
+            status_errors(context),
+            self._limited(),
+            self._store.put(self._tenant(context)) as upload,
+        ):
+            async for message in messages:
+                frame = read_put_frame(message)
+                if isinstance(frame, pb.BlockStart):
+                    name = checked.digest("chain_hash", frame.chain_hash)
+                    await upload.start(ChainHash(name), frame.length)
+                else:
+                    checked.frame_size(len(frame))
+                    await upload.data(frame)
+            return pb.PutReply(results=[_put_result(one) for one in await upload.finish()])
+
+    async def Get(self, request: pb.GetRequest, context: Context) -> None:
+        async with (
+            status_errors(context),
+            self._limited(),
+            self._store.get(
+                self._tenant(context),
+                checked.chain_hashes(request.chain_hashes),
+                checked.span("layers", request.layers),
+                checked.span("heads", request.heads),
+            ) as download,
+        ):
+            for frame in answer_frames(download.answers):
+                await context.write(frame)
+            async for frame in get_frames(download.pieces()):
+                await context.write(frame)
+
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
+        async with status_errors(context):
+            seconds = request.lease_ms / 1000
+            left = await self._store.renew(self._tenant(context), request.lease_id, seconds)
+        return pb.RenewReply(remaining_ms=int(left * 1000))
+
+    async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseReply:
+        async with status_errors(context):
+            await self._store.release(self._tenant(context), request.lease_id)
+        return pb.ReleaseReply()
+
+    async def PutProfile(self, request: pb.PutProfileRequest, context: Context) -> pb.ProfileReply:
+        async with status_errors(context):
+            tenant = self._tenant(context)
+            digest = checked.digest("model_digest", request.model_digest)
+            profile = checked.profile(request.profile)
+            in_force = await self._store.put_profile(tenant, digest, profile)
+        return pb.ProfileReply(profile=in_force)
+
+    async def GetProfile(self, request: pb.GetProfileRequest, context: Context) -> pb.ProfileReply:
+        async with status_errors(context):
+            digest = checked.digest("model_digest", request.model_digest)
+            profile = await self._store.get_profile(self._tenant(context), digest)
+        return pb.ProfileReply(profile=profile or b"")
+
+    def _tenant(self, context: Context) -> Tenant:
+        return self._access.tenant(checked.bearer_token(context))
+
+    @asynccontextmanager
+    async def _limited(self) -> AsyncIterator[None]:
+        # a reader that stalls without a deadline would hold its blocks for ever
+        try:
+            async with asyncio.timeout(self._stream_seconds):
+                yield
+        except TimeoutError as error:
+            raise StreamTimeout(self._stream_seconds) from error
+
+
+def _put_result(result: PutResult) -> pb.PutResult:
+    return pb.PutResult(
+        chain_hash=result.chain_hash, status=PUT[result.status], reason=result.reason
+    )

@@ -1,0 +1,108 @@
+"""Frames as bytes. Payload bytes are copied once on their way out of the arena and once in.
+
+gRPC hands over and takes whole messages as `bytes`. Building them by way of a protobuf message
+would copy the payload twice more and, at 1 MiB a frame, cost a third of the speed.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from google.protobuf.message import DecodeError
+
+from packkv_protos.v1 import block_store_pb2 as pb
+from packkv_store.errors import RequestError
+from packkv_store.rpc.request import MAX_FRAME_BYTES
+from packkv_store.store.answers import BlockAnswer, MissReason, Piece
+
+# Field number and wire type of the payload bytes.
+GET_DATA_TAG = bytes([pb.GetFrame.DATA_FIELD_NUMBER << 3 | 2])
+PUT_DATA_TAG = pb.PutFrame.DATA_FIELD_NUMBER << 3 | 2
+MAX_EXTENTS = 4096
+MAX_ANSWERS = 4096
+MISS = {
+    None: pb.MISS_REASON_UNSPECIFIED,
+    MissReason.ABSENT: pb.MISS_REASON_ABSENT,
+    MissReason.CORRUPT: pb.MISS_REASON_CORRUPT,
+    MissReason.HEADS: pb.MISS_REASON_HEADS,
+}
+
+
+def answer_frames(answers: Sequence[BlockAnswer]) -> Iterator[bytes]:
+    """Serialised GetFrames that answer for the blocks, in order."""
+    rows = [
+        pb.BlockAnswer(block=block, length=answer.length, miss=MISS[answer.miss])
+        for block, answer in enumerate(answers)
+    ]
+    for first in range(0, len(rows), MAX_ANSWERS):
+        yield pb.GetFrame(blocks=rows[first : first + MAX_ANSWERS]).SerializeToString()
+
+
+async def get_frames(pieces: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+    """Serialised GetFrames with the pieces in order, each frame as full as it may be."""
+    extents: list[pb.Extent] = []
+    parts: list[memoryview] = []
+    room = MAX_FRAME_BYTES
+    async for block, offset, data in pieces:
+        while data:
+            part = data[:room]
+            _append(extents, block, offset, len(part))
+            parts.append(part)
+            offset, data, room = offset + len(part), data[len(part) :], room - len(part)
+            if room == 0 or len(extents) == MAX_EXTENTS:
+                yield _get_frame(extents, parts)
+                extents, parts, room = [], [], MAX_FRAME_BYTES
+    if parts:
+        yield _get_frame(extents, parts)
+
+
+def read_put_frame(message: bytes) -> pb.BlockStart | memoryview:
+    """The start, or the data, that a serialised PutFrame holds. Raises RequestError."""
+    view = memoryview(message)
+    if len(view) > 1 and view[0] == PUT_DATA_TAG:
+        length, start = _read_varint(view, 1)
+        if start + length == len(view):
+            return view[start:]
+    try:
+        frame = pb.PutFrame.FromString(message)
+    except DecodeError as error:
+        raise RequestError("frame", f"{len(message)} unreadable bytes", "a PutFrame") from error
+    kind = frame.WhichOneof("frame")
+    if kind is None:
+        raise RequestError("frame", "empty", "a start or data")
+    return frame.start if kind == "start" else memoryview(frame.data)
+
+
+def _append(extents: list[pb.Extent], block: int, offset: int, length: int) -> None:
+    last = extents[-1] if extents else None
+    if last is not None and last.block == block and last.offset + last.length == offset:
+        last.length += length
+    else:
+        extents.append(pb.Extent(block=block, offset=offset, length=length))
+
+
+def _get_frame(extents: list[pb.Extent], parts: list[memoryview]) -> bytes:
+    fields = pb.GetFrame(extents=extents).SerializeToString()
+    size = _varint(sum(map(len, parts)))
+    return b"".join([fields, GET_DATA_TAG, size, *parts])
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    """Value and where it ends; a length that no message can have when it is malformed."""
+    value = 0
+    for shift in range(0, 35, 7):
+        if at >= len(view):
+            break
+        byte = view[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    return len(view) + 1, at

@@ -1,0 +1,96 @@
+"""What the store answers, in its own types: no protobuf in here."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import NamedTuple
+
+from packkv_store.block import ChainHash, TierName
+
+
+class MissReason(Enum):
+    """Why a block was not served."""
+
+    ABSENT = "absent"
+    CORRUPT = "corrupt"
+    HEADS = "heads"
+
+
+class PutStatus(Enum):
+    """What became of one block of a Put."""
+
+    STORED = auto()
+    ALREADY_PRESENT = auto()
+    REJECTED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The longest run of present blocks, and why it ended (None: everything matched)."""
+
+    lengths: list[int]
+    tiers: list[TierName]
+    lease_id: int
+    lease_seconds: float
+    miss: MissReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """`reason` is for people and empty unless the block was rejected."""
+
+    chain_hash: ChainHash
+    status: PutStatus
+    length: int
+    reason: str = ""
+
+
+class BlockAnswer(NamedTuple):
+    """What a Get found of one block: its payload length, or why it is a miss."""
+
+    length: int
+    miss: MissReason | None
+
+
+class Piece(NamedTuple):
+    """A run of payload bytes to send; `data` is valid while its stream holds the block."""
+
+    block: int
+    offset: int
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """How full a tier is."""
+
+    name: TierName
+    blocks: int
+    used_bytes: int
+    capacity_bytes: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened inside the store since its start; calls are counted by metrics.py."""
+
+    evicted: dict[TierName, int] = field(default_factory=lambda: dict.fromkeys(TierName, 0))
+    corrupt: dict[TierName, int] = field(default_factory=lambda: dict.fromkeys(TierName, 0))
+    failures: dict[TierName, int] = field(default_factory=lambda: dict.fromkeys(TierName, 0))
+    promoted: int = 0
+    expired: int = 0
+    recovered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """The state of a node, for operators."""
+
+    node: str
+    version: str
+    uptime_seconds: float
+    tiers: list[TierStats]
+    leases: int
+    blocks: int
+    tally: Tally
+    # filled by the metrics layer: counters since the start, by their Prometheus name
+    counters: dict[str, int] = field(default_factory=dict)

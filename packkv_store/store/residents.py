@@ -1,0 +1,225 @@
+"""Which blocks this node holds; the only place that moves them between tiers."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from packkv_store.block import BlockKey, PayloadHead, TierName, chain_hash_of
+from packkv_store.clock import Clock
+from packkv_store.errors import NoRoom, Quarantined, TierFailure
+from packkv_store.index import Index, Location
+from packkv_store.lease import LeaseTable
+from packkv_store.store.answers import PutStatus, Tally, TierStats
+from packkv_store.store.block_table import Block, BlockTable
+from packkv_store.store.shelf import Shelf
+from packkv_store.store.threads import Run, Tasks, inline
+from packkv_store.tiers.disk import DiskTier
+from packkv_store.tiers.extents import Extent
+from packkv_store.tiers.ram import RamTier
+
+log = logging.getLogger(__name__)
+
+
+class Residents:
+    """Blocks in RAM and, if there is a disk tier, on disk. Every block is written through to
+    disk, so that leaving RAM costs nothing and a crash loses nothing that was answered."""
+
+    def __init__(
+        self,
+        node: str,
+        ram: RamTier,
+        disk: DiskTier | None,
+        index: Index,
+        leases: LeaseTable,
+        clock: Clock,
+        run: Run,
+        ttl_seconds: float,
+    ) -> None:
+        self.tally = Tally()
+        self.tasks = Tasks()
+        self.table = BlockTable()
+        self._ram_tier = ram
+        self._disk_tier = disk
+        self._leases = leases
+        self._clock = clock
+        self._run = run
+        self._ttl = ttl_seconds
+        self._leaving: dict[BlockKey, Block] = {}
+        at = Location(node, TierName.RAM)
+        self.ram = Shelf(ram, at, index, leases, inline, self.tasks, self.tally, self._left_shelf)
+        self.disk: Shelf | None = None
+        if disk is not None:
+            at = Location(node, TierName.DISK)
+            self.disk = Shelf(
+                disk, at, index, leases, run, self.tasks, self.tally, self._left_shelf
+            )
+
+    @property
+    def shelves(self) -> list[Shelf]:
+        """Fastest first."""
+        return [self.ram] if self.disk is None else [self.ram, self.disk]
+
+    async def recover(self) -> None:
+        """Takes in what the disk tier holds from before the start."""
+        if self._disk_tier is None or self.disk is None:
+            return
+        found, lost = await self._run(self._disk_tier.recover)
+        now = self._clock.monotonic()
+        for kept in sorted(found, key=lambda kept: kept.stored_at):
+            block = Block.of(kept.key, kept.head, kept.stored_at, now)
+            self.table.add(block)
+            self.disk.adopt(block, kept.extent)
+        await self.disk.announce()
+        self.tally.recovered = len(found)
+        self.tally.corrupt[TierName.DISK] += lost
+        log.info("disk tier: %d blocks recovered, %d unusable ones removed", len(found), lost)
+
+    def find(self, key: BlockKey) -> Block | None:
+        """The block, if a new caller may have it."""
+        block = self.table.get(key)
+        if block is None or block.leaving or self._is_expired(block):
+            return None
+        return block
+
+    def find_held(self, key: BlockKey) -> Block | None:
+        """As `find`; a block that is cleared or expired but still leased is found as well."""
+        block = self.table.get(key)
+        if block is None or block.corrupt:
+            return None
+        return block if self._leases.holds(key) else self.find(key)
+
+    def where(self, block: Block) -> TierName:
+        """The fastest tier that has the block."""
+        return TierName.RAM if block in self.ram else TierName.DISK
+
+    async def admit(
+        self,
+        key: BlockKey,
+        head: PayloadHead,
+        extent: Extent,
+        used_at: float,
+        before: BlockKey | None,
+    ) -> PutStatus:
+        """Makes the verified payload at `extent` of the arena a block, on disk first.
+        `before` is the block that came before it on its stream.
+
+        The extent is the block's or has been given back when this ends. Raises NoRoom, TierFailure.
+        """
+        try:
+            on_disk = await self._write_through(key, extent, head.payload_length)
+        except (NoRoom, TierFailure):
+            self._ram_tier.free(extent)
+            raise
+        stale = self.table.get(key)
+        if stale is not None and self.find(key) is None:
+            await self.retire([stale])
+        # since the put began another stream may have been faster, or a reader may hold an old copy
+        known = self.table.get(key)
+        if known is not None:
+            self._ram_tier.free(extent)
+            await self._give_back_on_disk(on_disk)
+            return await self._revive(known)
+        block = Block.of(key, head, self._clock.wall(), used_at)
+        block.head = head
+        self.table.add(block, before)
+        self.table.use(block, used_at)
+        if self.disk is not None and on_disk is not None:
+            await self.disk.add(block, on_disk)
+        await self.ram.add(block, extent)
+        return PutStatus.STORED
+
+    def read_disk(self, block: Block, start: int, into: memoryview) -> None:
+        """Fills `into` from a held block's disk copy, unverified. Blocks; raises TierFailure."""
+        if self.disk is None:
+            raise AssertionError("only a disk tier holds blocks that are not in RAM")
+        self.disk.tier.read(self.disk.extent(block), start, into)
+
+    async def quarantine(self, block: Block, tier: TierName, error: Exception) -> None:
+        """A corrupt block is not found, sent or recovered any more."""
+        if block.corrupt:
+            return
+        log.warning("corrupt block %s in %s: %s", chain_hash_of(block.key).hex(), tier, error)
+        self.tally.corrupt[tier] += 1
+        block.corrupt = True
+        if self.disk is not None and block in self.disk:
+            # at once: its extent is freed only when nobody holds the block any more
+            with suppress(TierFailure):
+                await self._run(self.disk.tier.erase, self.disk.extent(block))
+        await self.retire([block])
+
+    async def retire(self, blocks: Sequence[Block]) -> None:
+        """Hides blocks at once; their bytes go as soon as nobody holds them."""
+        for block in blocks:
+            block.leaving = True
+            self._leaving[block.key] = block
+        for shelf in self.shelves:
+            await shelf.hide(blocks)
+        await self.collect()
+
+    async def collect(self) -> None:
+        """Frees what has been retired and is no longer held."""
+        free = [b for b in self._leaving.values() if not self._leases.holds(b.key)]
+        for shelf in self.shelves if free else ():
+            await shelf.drop([block for block in free if block in shelf])
+
+    async def expire(self) -> None:
+        """Retires blocks that are past their time to live."""
+        if self._ttl > 0:
+            old = self.table.expired(self._clock.wall() - self._ttl)
+            old = [block for block in old if not block.leaving]
+            self.tally.expired += len(old)
+            await self.retire(old)
+        await self.collect()
+
+    async def flush(self) -> None:
+        """Returns when all that was stored would survive a power cut. Raises TierFailure."""
+        if self._disk_tier is not None:
+            await self._run(self._disk_tier.flush)
+
+    def tier_stats(self) -> list[TierStats]:
+        return [
+            TierStats(s.tier.name, len(s), s.tier.used_bytes, s.tier.capacity_bytes)
+            for s in self.shelves
+        ]
+
+    async def _write_through(self, key: BlockKey, extent: Extent, length: int) -> Extent | None:
+        for is_last_try in (False, True):
+            if self.disk is None:
+                break
+            on_disk = await self.disk.reserve(length)
+            payload = self._ram_tier.view(extent, length)
+            try:
+                await self._run(self.disk.tier.write, key, on_disk, payload, self._clock.wall())
+            except TierFailure:
+                self.tally.failures[TierName.DISK] += 1
+                await self._give_back_on_disk(on_disk)
+                # a tier that met a full disk has become smaller: evicting may make room now
+                if is_last_try:
+                    raise
+            else:
+                return on_disk
+        return None
+
+    async def _give_back_on_disk(self, on_disk: Extent | None) -> None:
+        if self.disk is not None and on_disk is not None:
+            await self.disk.give_back(on_disk)
+
+    async def _revive(self, known: Block) -> PutStatus:
+        if known.corrupt:
+            raise Quarantined(chain_hash_of(known.key).hex())
+        if known.leaving:
+            known.leaving = False
+            self._leaving.pop(known.key, None)
+            for shelf in self.shelves:
+                await shelf.show(known)
+        return PutStatus.ALREADY_PRESENT
+
+    def _is_expired(self, block: Block) -> bool:
+        return self._ttl > 0 and block.stored_at + self._ttl < self._clock.wall()
+
+    def _left_shelf(self, block: Block) -> None:
+        if block not in self.ram:
+            block.head = None
+        if not any(block in shelf for shelf in self.shelves):
+            self.table.remove(block)
+            self._leaving.pop(block.key, None)

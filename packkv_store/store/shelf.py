@@ -1,0 +1,154 @@
+"""One tier with the blocks that are in it: makes room, takes blocks in, lets them go."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+
+from packkv_store.block import BlockKey
+from packkv_store.errors import NoRoom, TierFailure
+from packkv_store.eviction import EvictionOrder
+from packkv_store.index import Index, Location
+from packkv_store.lease import LeaseTable
+from packkv_store.store.answers import Tally
+from packkv_store.store.block_table import Block
+from packkv_store.store.threads import Run, Tasks
+from packkv_store.tiers import Tier
+from packkv_store.tiers.extents import Extent
+
+log = logging.getLogger(__name__)
+
+# Eviction starts at the high watermark and goes on to the low one, so that it comes in batches.
+HIGH_WATERMARK = 0.97
+LOW_WATERMARK = 0.92
+# A put waits for one batch at most, however large the tier.
+EVICTED_AT_ONCE = 256 << 20
+
+
+class Shelf:
+    """Blocks of one tier. Held blocks (leased, or being sent) never leave it."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        location: Location,
+        index: Index,
+        leases: LeaseTable,
+        run: Run,
+        tasks: Tasks,
+        tally: Tally,
+        on_drop: Callable[[Block], None],
+    ) -> None:
+        self.tier = tier
+        self.location = location
+        self._tasks = tasks
+        self._tally = tally
+        self._index = index
+        self._leases = leases
+        self._run = run
+        self._on_drop = on_drop
+        self._blocks: dict[BlockKey, tuple[Block, Extent]] = {}
+        self._order = EvictionOrder()
+        self._making_room = asyncio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __contains__(self, block: Block) -> bool:
+        return self._blocks.get(block.key, (None,))[0] is block
+
+    def blocks(self) -> list[Block]:
+        return [block for block, _ in self._blocks.values()]
+
+    def extent(self, block: Block) -> Extent:
+        """Where the block is in this tier."""
+        return self._blocks[block.key][1]
+
+    async def reserve(self, length: int) -> Extent:
+        """Room for `length` bytes, after evicting others if need be. Raises NoRoom."""
+        capacity = self.tier.capacity_bytes
+        async with self._making_room:
+            if self.tier.used_bytes + length > HIGH_WATERMARK * capacity:
+                surplus = self.tier.used_bytes + length - int(LOW_WATERMARK * capacity)
+                await self._evict(min(surplus, max(length, EVICTED_AT_ONCE)))
+            while (extent := self.tier.reserve(length)) is None:
+                # enough bytes may be free and yet no hole be large enough
+                if not await self._evict(1):
+                    raise NoRoom(self.tier.name, length, capacity)
+            return extent
+
+    async def add(self, block: Block, extent: Extent) -> None:
+        """The block's bytes are in place: it can be found from now on."""
+        self._blocks[block.key] = block, extent
+        self._order.add(block)
+        await self._index.publish([block.key], self.location)
+
+    def adopt(self, block: Block, extent: Extent) -> None:
+        """As `add`, for a block found at the start; `announce` publishes them all at once."""
+        self._blocks[block.key] = block, extent
+        self._order.add(block)
+
+    async def announce(self) -> None:
+        await self._index.publish(list(self._blocks), self.location)
+
+    async def hide(self, blocks: Iterable[Block]) -> None:
+        """The blocks can no longer be found here."""
+        await self._index.withdraw([b.key for b in blocks if b in self], self.location)
+
+    async def show(self, block: Block) -> None:
+        """The block, if it is here, can be found again."""
+        if block in self:
+            await self._index.publish([block.key], self.location)
+
+    async def drop(self, blocks: Sequence[Block]) -> int:
+        """Removes those that are here and not held; answers how many."""
+        # what has begun must end even if the call that asked for it is cancelled
+        return await asyncio.shield(self._tasks.begin(self._drop(blocks)))
+
+    async def give_back(self, *extents: Extent) -> None:
+        """Extents that were reserved and, whatever was written there, hold no block."""
+        for extent in await self._run(_erased, self.tier, extents):
+            self.tier.free(extent)
+
+    async def _evict(self, wanted: int) -> int:
+        victims: list[Block] = []
+        with closing(self._order.victims(self._leases.holds)) as order:
+            for key in order:
+                block, extent = self._blocks[key]
+                victims.append(block)
+                wanted -= extent.size
+                if wanted <= 0:
+                    break
+        dropped = await self.drop(victims) if victims else 0
+        self._tally.evicted[self.tier.name] += dropped
+        return dropped
+
+    async def _drop(self, blocks: Sequence[Block]) -> int:
+        await self.hide(blocks)
+        # the index may have taken time, and a lease may have been granted meanwhile
+        here = [block for block in blocks if block in self]
+        going = [block for block in here if not self._leases.holds(block.key)]
+        staying = [b.key for b in here if self._leases.holds(b.key) and not b.leaving]
+        extents = [self._forget(block) for block in going]
+        await self._index.publish(staying, self.location)
+        await self.give_back(*extents)
+        return len(going)
+
+    def _forget(self, block: Block) -> Extent:
+        _, extent = self._blocks.pop(block.key)
+        self._order.discard(block.key)
+        self._on_drop(block)
+        return extent
+
+
+def _erased(tier: Tier, extents: Sequence[Extent]) -> list[Extent]:
+    """Those that could be erased. Another may come back after a restart, so nothing else may be
+    written there."""
+    erased = []
+    for extent in extents:
+        try:
+            tier.erase(extent)
+            erased.append(extent)
+        except TierFailure as error:
+            log.error("%d bytes of %s are lost until a restart: %s", extent.size, tier.name, error)
+    return erased

@@ -1,0 +1,84 @@
+"""Who calls: the tenant comes from the bearer token, never from the request."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from packkv_store.block import TAG_BYTES
+from packkv_store.errors import ConfigError, NotPermitted, Unauthenticated
+
+SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A caller. `tag` scopes the names of its blocks, so no tenant can see another's."""
+
+    name: str
+    admin: bool = False
+    tag: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(self.name.encode()).digest()
+        object.__setattr__(self, "tag", digest[:TAG_BYTES])
+
+
+class Access:
+    """Answers who a bearer token stands for. With no tokens everyone is one tenant and admin."""
+
+    def __init__(self, tenants: Mapping[str, Tenant]) -> None:
+        self._tenants = dict(tenants)
+        self._everyone = Tenant("", admin=True)
+
+    @classmethod
+    def from_tokens(cls, tokens: Mapping[str, object]) -> Self:
+        """From the tokens file: tenant name to {token_sha256: hex or list of hex, admin: bool}."""
+        tenants: dict[str, Tenant] = {}
+        for name, entry in tokens.items():
+            tenant = Tenant(name, admin=_admin(name, entry))
+            for digest in _digests(name, entry):
+                if digest in tenants:
+                    raise ConfigError(f"tokens file: {name} shares a token with another tenant")
+                tenants[digest] = tenant
+        if not tenants:
+            raise ConfigError("tokens file: it names no tenant; write [tenants.NAME] tables")
+        return cls(tenants)
+
+    def tenant(self, token: str | None) -> Tenant:
+        """Raises Unauthenticated unless the token is known (or none is needed)."""
+        if not self._tenants:
+            return self._everyone
+        if token is None:
+            raise Unauthenticated("send metadata 'authorization: Bearer TOKEN'")
+        # looked up by digest: the time taken tells nothing of the token itself
+        tenant = self._tenants.get(hashlib.sha256(token.encode()).hexdigest())
+        if tenant is None:
+            raise Unauthenticated("this bearer token is not in the server's tokens file")
+        return tenant
+
+    def admin(self, token: str | None) -> Tenant:
+        """As `tenant`; raises NotPermitted as well when the token is not an admin's."""
+        tenant = self.tenant(token)
+        if not tenant.admin:
+            raise NotPermitted(f"tenant {tenant.name} has no admin flag in the tokens file")
+        return tenant
+
+
+def _admin(name: str, entry: object) -> bool:
+    admin = entry.get("admin", False) if isinstance(entry, Mapping) else False
+    if not isinstance(admin, bool):
+        raise ConfigError(f"tokens file: admin of {name} is {admin!r}; write true or false")
+    return admin
+
+
+def _digests(name: str, entry: object) -> Iterable[str]:
+    value = entry.get("token_sha256") if isinstance(entry, Mapping) else entry
+    for digest in value if isinstance(value, list) else [value]:
+        if not isinstance(digest, str) or not SHA256_HEX.fullmatch(digest):
+            raise ConfigError(
+                f"tokens file: token_sha256 of {name} is not 64 lowercase hex digits; "
+                'make one with: printf %s "$TOKEN" | sha256sum'
+            )
+        yield digest

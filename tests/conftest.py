@@ -1,0 +1,32 @@
+"""What every test shares: no network, no noise, and the demo's language model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# before anything imports transformers
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false"
+)
+
+# a machine that is busy with something else must not fail a property
+settings.register_profile("packkv", deadline=None)
+settings.load_profile("packkv")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the working tree."""
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a transformers folder; converted once per machine."""
+    from packkv.demo.model import model_folder
+
+    return model_folder(None)

@@ -1,0 +1,142 @@
+"""Payload: no byte can change, be missing or belong to another block without being noticed."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from packkv_kernels.config import CacheShape, CodecId, HybridConfig
+from packkv_kernels.errors import InvalidInput, PayloadError
+from packkv_kernels.format import Expectation, KVDtype, PayloadHeader, read_payload, write_payload
+from packkv_kernels.testing import encode_payloads, random_kv, random_profile
+
+HEADER = PayloadHeader(
+    codec=CodecId.HYBRID,
+    kv_dtype=KVDtype.BFLOAT16,
+    tokens=7,
+    sinks=4,
+    layers=2,
+    first_head=3,
+    heads=1,
+    head_dim=8,
+    root_hash=bytes(range(32)),
+    chain_hash=bytes(range(32, 64)),
+    codec_digest=bytes(range(64, 96)),
+    profile_digest=bytes(range(96, 128)),
+    first_token=0,
+)
+
+
+@pytest.fixture(scope="module")
+def payload() -> bytes:
+    shape = CacheShape(1, 2, 8)
+    keys, values = random_kv(shape, 3)
+    profile = random_profile(shape)
+    return bytes(encode_payloads(keys, values, HybridConfig(), profile)[0])
+
+
+def test_what_is_written_is_read() -> None:
+    sections = [bytes(range(16)), bytes(32)]
+    payload = read_payload(write_payload(HEADER, sections))
+    assert payload.header == HEADER
+    assert [bytes(payload.section(layer, 0)) for layer in range(2)] == sections
+
+
+def test_every_single_bit_counts(payload: bytes) -> None:
+    read_payload(payload)
+    for bit in range(8 * len(payload)):
+        changed = bytearray(payload)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(PayloadError):
+            read_payload(changed)
+
+
+def test_every_truncation_is_refused(payload: bytes) -> None:
+    for length in range(len(payload)):
+        with pytest.raises(PayloadError) as caught:
+            read_payload(payload[:length])
+        assert caught.value.reason == "truncated"
+
+
+def test_bytes_after_the_end_are_refused(payload: bytes) -> None:
+    with pytest.raises(PayloadError) as caught:
+        read_payload(payload + bytes(16))
+    assert caught.value.reason == "layout"
+
+
+@pytest.mark.parametrize(
+    ("offset", "reason"), [(0, "magic"), (8, "version"), (13, "layout"), (26, "layout")]
+)
+def test_the_reason_says_what_is_wrong(payload: bytes, offset: int, reason: str) -> None:
+    changed = bytearray(payload)
+    changed[offset] ^= 0xFF
+    with pytest.raises(PayloadError) as caught:
+        read_payload(changed)
+    assert caught.value.reason == reason
+
+
+# per field another value that a payload could have
+OTHERS = {
+    "codec": CodecId.PACKKV,
+    "kv_dtype": KVDtype.FLOAT16,
+    "tokens": 8,
+    "sinks": 3,
+    "shape": CacheShape(1, 2, 8),
+    "first_head": 0,
+    "root_hash": bytes(32),
+    "chain_hash": bytes(32),
+    "codec_digest": bytes(32),
+    "profile_digest": bytes(32),
+    "first_token": 64,
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Expectation)])
+def test_a_payload_of_another_identity_is_refused(field: str) -> None:
+    data = write_payload(HEADER, [bytes(16)] * 2)
+    own = {name: getattr(HEADER, name) for name in OTHERS}
+    read_payload(data, Expectation(**own))
+    with pytest.raises(PayloadError) as caught:
+        read_payload(data, replace(Expectation(**own), **{field: OTHERS[field]}))
+    assert caught.value.reason == "identity"
+    assert field in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": 65}, "tokens 65"),
+        ({"tokens": 0}, "tokens 0"),
+        ({"sinks": 8}, "sinks 8"),
+        ({"head_dim": 10}, "head_dim 10"),
+        ({"head_dim": 516}, "head_dim 516"),
+        ({"layers": 0}, "layers 0"),
+        ({"root_hash": bytes(31)}, "root_hash"),
+        ({"codec": CodecId.RAW}, "sinks 4"),
+    ],
+)
+def test_a_header_beyond_its_limits_is_neither_written_nor_read(
+    change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        write_payload(replace(HEADER, **change), [bytes(16)] * 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sections", [[bytes(16)], [bytes(16), bytes(8)], [bytes(16), b""]])
+def test_sections_of_a_wrong_number_or_length_are_not_written(sections: list[bytes]) -> None:
+    with pytest.raises(InvalidInput):
+        write_payload(HEADER, sections)
+
+
+def test_a_payload_is_read_from_any_alignment() -> None:
+    shape = CacheShape(1, 1, 8)
+    keys, values = random_kv(shape, 64)
+    data = encode_payloads(keys, values, HybridConfig(), random_profile(shape))[0]
+    shifted = memoryview(b"x" + bytes(data))[1:]
+    from packkv_kernels.compress import decode_block
+
+    found = decode_block(read_payload(shifted), HybridConfig(), random_profile(shape))
+    wanted = decode_block(read_payload(data), HybridConfig(), random_profile(shape))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
