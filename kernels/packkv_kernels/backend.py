@@ -1,8 +1,10 @@
 """Which implementation of the codec runs where, and how its work is spread over cores."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -48,16 +50,17 @@ def run_parallel(work: Callable[[int, int], None], count: int) -> None:
         work(0, count)
         return
     bounds = [count * part // threads for part in range(threads + 1)]
-    # the caller's thread does the first share itself
-    rest = [
-        _pool(threads - 1).submit(work, *share)
-        for share in zip(bounds[1:-1], bounds[2:], strict=True)
-    ]
-    work(bounds[0], bounds[1])
-    for share in rest:
+    own, *others = pairwise(bounds)
+    shares = [_pool(threads - 1).submit(work, *share) for share in others]
+    work(*own)
+    for share in shares:
         share.result()
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="packkv-codec")
+
+
+# threads do not survive a fork; the child starts its own
+os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -123,9 +123,7 @@ class Residents:
         block.head = head
         self.table.add(block, before)
         self.table.use(block, used_at)
-        if self.disk is not None and on_disk is not None:
-            await self.disk.add(block, on_disk)
-        await self.ram.add(block, extent)
+        await self._publish(block, extent, on_disk)
         return PutStatus.STORED
 
     def read_disk(self, block: Block, start: int, into: memoryview) -> None:
@@ -160,7 +158,8 @@ class Residents:
         """Frees what has been retired and is no longer held."""
         free = [b for b in self._leaving.values() if not self._leases.holds(b.key)]
         for shelf in self.shelves if free else ():
-            await shelf.drop([block for block in free if block in shelf])
+            # one that was put again meanwhile is no longer leaving
+            await shelf.drop([block for block in free if block in shelf and block.leaving])
 
     async def expire(self) -> None:
         """Retires blocks that are past their time to live."""
@@ -181,6 +180,11 @@ class Residents:
             TierStats(s.tier.name, len(s), s.tier.used_bytes, s.tier.capacity_bytes)
             for s in self.shelves
         ]
+
+    async def _publish(self, block: Block, in_ram: Extent, on_disk: Extent | None) -> None:
+        if self.disk is not None and on_disk is not None:
+            await self.disk.add(block, on_disk)
+        await self.ram.add(block, in_ram)
 
     async def _write_through(self, key: BlockKey, extent: Extent, length: int) -> Extent | None:
         for is_last_try in (False, True):

@@ -89,7 +89,8 @@ class Upload:
         """The stream has ended: one result for each start, once all is as safe as it gets."""
         if self._arriving is not None:
             raise self._incomplete(self._arriving)
-        results = list(await asyncio.gather(*self._results))
+        # shielded one by one: a stream that is cancelled now must not stop what has been finished
+        results = [await asyncio.shield(result) for result in self._results]
         if self.sync and any(result.status is PutStatus.STORED for result in results):
             await self.residents.flush()
         return results

@@ -46,7 +46,7 @@ class DiskTier:
     name = TierName.DISK
 
     def __init__(self, directory: Path, disk_bytes: int, clock: Clock) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._clock = clock
         self._lock = _lock(directory)
         # rows and extents share the capacity, so that both files together stay inside it

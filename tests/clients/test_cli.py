@@ -61,10 +61,11 @@ def test_help_is_quick_and_never_imports_torch() -> None:
         "from packkv.cli import main\n"
         "sys.argv = ['packkv', '--help']\n"
         "try: main()\n"
-        "finally: assert not {'torch', 'numba', 'packkv_kernels'} & set(sys.modules), sys.modules"
+        "finally: print({'torch', 'numba', 'transformers'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "set()"
     assert all(command in done.stdout for command in COMMANDS)
 
 

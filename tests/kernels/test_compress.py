@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packkv_kernels.compress import decode_block, encode_layer, rotation
+from packkv_kernels.compress.cpu_sections import encode_packkv_sections
 from packkv_kernels.config import CacheShape, CodecConfig, HybridConfig, PackKVConfig
 from packkv_kernels.errors import InvalidInput, PayloadError, ProfileError
 from packkv_kernels.format import describe_sections, read_payload
@@ -238,6 +240,29 @@ def test_any_number_of_threads_gives_the_same_bytes(codec: str) -> None:
     assert torch.equal(results[0][1], results[2][1])
 
 
+def test_no_byte_comes_from_memory_that_was_not_written() -> None:
+    shape = CacheShape(1, 2, 16)
+    profile = random_profile(shape)
+    keys, values = random_kv(shape, 69, dtype=torch.float32)
+    keys[0, :64, 1, 3] *= 1e3
+    k, v = keys[0].numpy(), values[0].numpy()
+    found = []
+    for poison in (0, 0xFFFFFFFF):
+        arena = np.full((4, 4096), poison, np.uint32)
+        lengths = np.zeros(4, np.int64)
+        rel = np.float32(0.05)
+        encode_packkv_sections(0, 2, k, v, 4, rel, rel, arena, lengths)
+        found.append([row[:n].tobytes() for row, n in zip(arena, lengths, strict=True)])
+    assert found[0] == found[1]
+    # torch fills what it leaves uninitialised with NaN in this mode
+    torch.use_deterministic_algorithms(True)
+    try:
+        round_trip(keys, values, HybridConfig(), profile)
+        round_trip(keys, values, PackKVConfig(), None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_blocks_encoded_one_by_one_are_the_blocks_encoded_together() -> None:
     shape = CacheShape(1, 2, 16)
     profile, config = random_profile(shape), HybridConfig()
@@ -316,8 +341,13 @@ def test_tensors_of_a_wrong_kind_are_refused(keys: torch.Tensor, values: torch.T
         encode_layer(keys, values, layer=0, config=CodecConfig.preset("raw"))
 
 
-def test_a_payload_of_another_codec_is_not_decoded() -> None:
-    keys, values = random_kv(CacheShape(1, 1, 8), 8)
+def test_a_payload_of_another_codec_or_profile_is_not_decoded() -> None:
+    shape = CacheShape(1, 1, 8)
+    keys, values = random_kv(shape, 8)
+    hybrid = read_payload(encode_payloads(keys, values, HybridConfig(), random_profile(shape))[0])
+    with pytest.raises(PayloadError, match="profile") as caught:
+        decode_block(hybrid, HybridConfig(), random_profile(shape, seed=1))
+    assert caught.value.reason == "identity"
     payload = read_payload(encode_payloads(keys, values, PackKVConfig())[0])
     with pytest.raises(PayloadError) as caught:
         decode_block(payload, PackKVConfig(rel_k=0.1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_the_reason_says_what_is_wrong(payload: bytes, offset: int, reason: str)
 
 
 # per field another value that a payload could have
-OTHERS = {
+OTHERS: dict[str, Any] = {
     "codec": CodecId.PACKKV,
     "kv_dtype": KVDtype.FLOAT16,
     "tokens": 8,
@@ -99,7 +100,7 @@ def test_a_payload_of_another_identity_is_refused(field: str) -> None:
     own = {name: getattr(HEADER, name) for name in OTHERS}
     read_payload(data, Expectation(**own))
     with pytest.raises(PayloadError) as caught:
-        read_payload(data, replace(Expectation(**own), **{field: OTHERS[field]}))
+        read_payload(data, Expectation(**own | {field: OTHERS[field]}))
     assert caught.value.reason == "identity"
     assert field in str(caught.value)
 

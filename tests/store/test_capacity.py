@@ -182,16 +182,16 @@ async def test_a_stalled_reader_holds_up_nobody(clock: HandClock) -> None:
 
 
 async def test_a_deadline_ends_the_stream_and_frees_its_blocks(clock: HandClock) -> None:
-    async with serving(small_config(ram_bytes=32 * MIB), clock) as app:
-        async with connected(app.address) as client:
-            prefix = build_prefix("a", 20, layers=2, heads=2, section_bytes=350_000)
-            await client.put(prefix)
-            request = pb.GetRequest(chain_hashes=hashes_of(prefix))
-            stream = client.blocks.Get(request, timeout=0.5)
-            await stream.read()
-            assert app.store.leases.holds(app_key(app, prefix[0]))
-            await asyncio.sleep(1)
-            assert not app.store.leases.holds(app_key(app, prefix[0]))
+    config = small_config(ram_bytes=32 * MIB)
+    async with serving(config, clock) as app, connected(app.address) as client:
+        prefix = build_prefix("a", 20, layers=2, heads=2, section_bytes=350_000)
+        await client.put(prefix)
+        request = pb.GetRequest(chain_hashes=hashes_of(prefix))
+        stream = client.blocks.Get(request, timeout=0.5)
+        await stream.read()
+        assert app.store.leases.holds(app_key(app, prefix[0]))
+        await asyncio.sleep(1)
+        assert not app.store.leases.holds(app_key(app, prefix[0]))
 
 
 async def test_a_stream_has_an_end(clock: HandClock) -> None:

@@ -36,20 +36,20 @@ async def test_a_kill_during_put_leaves_what_was_answered_and_nothing_torn(
     answered = build_prefix("answered", 5, section_bytes=20_000)
     torn = build_prefix("torn", 40, section_bytes=20_000)
     last = random.Random(seed).randrange(400)
-    with server_process(*flags) as server:
-        async with connected(server.address) as client:
+    with server_process(*flags) as torn_off:
+        async with connected(torn_off.address) as client:
             results = await client.put(answered)
             assert {result.status for result in results} == {pb.PUT_STATUS_STORED}
 
             async def frames() -> AsyncIterator[Any]:
                 for number, frame in enumerate(put_frames(torn, 16_384)):
                     if number >= last:
-                        server.popen.send_signal(signal.SIGKILL)
+                        torn_off.popen.send_signal(signal.SIGKILL)
                     yield frame
 
             with pytest.raises(grpc.aio.AioRpcError):
                 await client.blocks.Put(frames())
-        server.popen.wait(10)
+        torn_off.popen.wait(10)
     with server_process(*flags) as server:
         async with connected(server.address) as client:
             got = await client.get(hashes_of(answered))

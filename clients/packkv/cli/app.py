@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from packkv.cli import doctor, inspect, match, serve, store
+from packkv.cli import calibrate, doctor, inspect, match, serve, store
 from packkv.cli.connection import Credentials
+from packkv.demo import command as demo
 from packkv.errors import ConfigError, PackKVError
 
 
@@ -79,6 +80,8 @@ store.register(app)
 match.register(app)
 inspect.register(app)
 doctor.register(app)
+demo.register(app)
+calibrate.register(app)
 
 
 def main() -> None:

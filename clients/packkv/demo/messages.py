@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -29,7 +30,9 @@ class Answered:
         matched_tokens: leading tokens of the prompt that were not computed but fetched.
         ttft_s: from the request's arrival in the worker to the first token of the answer.
         fetched_bytes: payload bytes that came from the store.
-        published_blocks, published_bytes: what the store has taken since the request.
+        published_blocks, published_bytes: what the store took.
+        misses: loads that did not find everything, by reason, as in `prefix_cache.Counters`.
+        dropped_blocks: blocks that were not published, by reason.
     """
 
     tokens: list[int]
@@ -38,6 +41,8 @@ class Answered:
     fetched_bytes: int
     published_blocks: int
     published_bytes: int
+    misses: Mapping[str, int]
+    dropped_blocks: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from packkv.demo.document import shared_length
@@ -60,9 +61,17 @@ class Outcome:
 
     def fault(self) -> str | None:
         """What was promised and did not happen, in one sentence; None when all is well."""
-        missing = self.full_tokens - self.warm.matched_tokens
-        if missing:
-            return f"{missing} tokens of the shared prefix's full blocks did not match"
+        wanted = self.full_tokens // BLOCK_SIZE
+        if self.cold.published_blocks < wanted:
+            return (
+                f"the store took {self.cold.published_blocks} of the prefix's {wanted} blocks"
+                f"{_reasons(self.cold.dropped_blocks)}"
+            )
+        if self.warm.matched_tokens != self.full_tokens:
+            return (
+                f"worker B got {self.warm.matched_tokens} of {self.full_tokens} tokens from the "
+                f"store{_reasons(self.warm.misses)}"
+            )
         return None
 
     def as_json(self) -> dict[str, object]:
@@ -93,3 +102,7 @@ class Outcome:
             "answers": list(self.texts[:2]),
             "answer_exact": self.texts[2],
         }
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{reason}: {n}' for reason, n in counts.items())})" if counts else ""

@@ -73,6 +73,8 @@ class Worker:
             fetched_bytes=after.fetched_bytes - before.fetched_bytes,
             published_blocks=after.published_blocks - before.published_blocks,
             published_bytes=after.published_bytes - before.published_bytes,
+            misses=_growth(before.misses, after.misses),
+            dropped_blocks=_growth(before.dropped_blocks, after.dropped_blocks),
         )
 
     def compare(self, arrived: float, prompt: list[int], new_tokens: int) -> Compared:
@@ -108,6 +110,11 @@ def _reply(methods: Methods, line: str, arrived: float) -> dict[str, object]:
     except Exception as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _growth(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    grown = {reason: count - before.get(reason, 0) for reason, count in after.items()}
+    return {reason: count for reason, count in grown.items() if count}
 
 
 def _replies() -> IO[str]:

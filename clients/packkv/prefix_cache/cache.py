@@ -17,6 +17,7 @@ from packkv.prefix_cache.known import KnownBlocks
 from packkv.prefix_cache.loader import LoadedPrefix, Loader, LoadReport
 from packkv.prefix_cache.publisher import Publisher
 from packkv_kernels.config import CacheShape, CodecConfig
+from packkv_kernels.errors import PayloadError
 
 # The API's limit of hashes in one Match: a million tokens.
 _MAX_BLOCKS = 16_384
@@ -58,19 +59,24 @@ class PrefixCache:
         self._loader = Loader(client, identity, self.config, self._tally, self._known)
         self._publisher = Publisher(client, self.config, self._tally, self._known)
 
-    def load(self, token_ids: TokenIds, max_tokens: int | None = None) -> LoadedPrefix:
+    def load(
+        self, token_ids: TokenIds, max_tokens: int | None = None, *, held_blocks: int = 0
+    ) -> LoadedPrefix:
         """The longest prefix that is worth fetching, verified, within the deadline.
 
-        At least one token is always left to compute, and at most `max_tokens` are loaded.
+        Args:
+            token_ids: the whole prompt; at least one token is always left to compute.
+            max_tokens: the end of what is wanted; None is the end of the prompt.
+            held_blocks: blocks at its front that the worker has already; the load begins after.
         """
         try:
             usable = len(token_ids) - 1
             if max_tokens is not None:
                 usable = min(usable, max_tokens)
             hashes = self._hashes(token_ids, usable // self.namespace.block_size)
-            if not hashes:
+            if len(hashes) <= held_blocks:
                 return LoadedPrefix([], 0, LoadReport())
-            return self._loader.load(hashes)
+            return self._loader.load(hashes[held_blocks:], held_blocks)
         # the boundary to the engine: a cache that fails is a cache that is empty
         except Exception as error:
             reason = self._tally.trouble("load", error)
@@ -101,6 +107,11 @@ class PrefixCache:
         except Exception as error:
             self._tally.dropped(self._tally.trouble("publish", error), len(blocks))
             return 0
+
+    def count_refused(self, error: PayloadError) -> None:
+        """Counts a loaded payload whose sections the worker found unsound: a miss like others."""
+        self._tally.miss(error.reason)
+        self._tally.warn(f"payload/{error.reason}", f"load: {error}; the rest is computed")
 
     def observe_prefill(self, tokens: int, seconds: float) -> None:
         """Tell how long computing took; loads are compared with it.

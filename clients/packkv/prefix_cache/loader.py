@@ -33,7 +33,7 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class LoadedPrefix:
-    """The first `num_tokens` tokens of a prompt, one verified payload per block."""
+    """`num_tokens` tokens of a prompt, from where the load began: one verified payload a block."""
 
     payloads: list[Payload]
     num_tokens: int
@@ -62,12 +62,16 @@ class Loader:
         self.calling = Rate()
         self._measured_at = time.monotonic()
 
-    def load(self, chain_hashes: Sequence[bytes]) -> LoadedPrefix:
+    def load(self, chain_hashes: Sequence[bytes], first_block: int = 0) -> LoadedPrefix:
         """What the store has of these blocks and is worth fetching; an outage is an empty answer.
 
         Whatever the store does, this returns within the deadline.
+
+        Args:
+            chain_hashes: names of the blocks, in order.
+            first_block: place of the first of them in the sequence.
         """
-        load = _Load(time.monotonic(), self._budget_s(len(chain_hashes)))
+        load = _Load(time.monotonic(), self._budget_s(len(chain_hashes)), first_block)
         try:
             self._fill(load, chain_hashes)
         except StoreError as error:
@@ -177,7 +181,8 @@ class Loader:
         self._measured_at = time.monotonic()
 
     def _verify(self, load: _Load, data: memoryview, chain_hash: bytes, index: int) -> bool:
-        expectation = self._identity.expect(self.root_hash, chain_hash, index)
+        place = load.first_block + index
+        expectation = self._identity.expect(self.root_hash, chain_hash, place)
         try:
             load.payloads.append(read_payload(data, expectation))
         except PayloadError as error:
@@ -185,7 +190,7 @@ class Loader:
             self._known.forget([chain_hash])
             self._tally.warn(
                 f"payload/{error.reason}",
-                f"load: block {index} ({chain_hash.hex()[:16]}) is refused: {error}",
+                f"load: block {place} ({chain_hash.hex()[:16]}) is refused: {error}",
             )
             return False
         return True
@@ -214,8 +219,9 @@ class Loader:
 class _Load:
     """One load while it runs: what it has, and how long it still may take."""
 
-    def __init__(self, started_at: float, budget_s: float) -> None:
+    def __init__(self, started_at: float, budget_s: float, first_block: int) -> None:
         self.started_at = started_at
+        self.first_block = first_block
         self._ends_at = started_at + budget_s
         self.payloads: list[Payload] = []
         self.matched_blocks = 0

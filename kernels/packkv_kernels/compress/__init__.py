@@ -80,12 +80,17 @@ def decode_block(
     """K and V of a block, each float32 [layers, tokens, heads, head_dim], natural channel order.
 
     Raises:
-        PayloadError: reason "identity" if it was encoded with another codec, else "section".
+        PayloadError: reason "identity" if codec or profile are not the payload's, or "section".
         InvalidInput, ProfileError: the profile is missing or of another shape.
     """
     header = payload.header
     if header.codec is not config.codec_id or header.codec_digest != config.digest:
         raise PayloadError("identity", f"payload of codec {header.codec.name}, not of {config}")
+    if config.needs_profile and profile and header.profile_digest != profile.digest:
+        raise PayloadError(
+            "identity",
+            f"payload of profile {header.profile_digest.hex()}, not {profile.digest.hex()}",
+        )
     resident = resident_sections(payload)
     plans = plan_layers(config, profile, header.shape, header.first_head)
     if choose_backend(backend, torch.device("cpu")) == "cpu":

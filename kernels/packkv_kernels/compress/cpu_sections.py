@@ -189,6 +189,8 @@ def _unfold_values(
     for t in range(exact):
         read_row(words, base, row, _V_SIDE, t, out[t])
     for t in range(exact, row[tile.TOKENS]):
+        source, target = packed[t], out[t]
         if levels:
-            rotate_row(packed[t])
-        out[t] = packed[t]
+            rotate_row(source)
+        for c in range(len(source)):
+            target[c] = source[c]

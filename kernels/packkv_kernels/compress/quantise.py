@@ -159,7 +159,9 @@ def hybrid_v_codes(
     scratch = np.empty(_padded(values.shape[1]), np.float32)
     half, top = np.float32(levels // 2), np.float32(levels - 1)
     for t in range(sinks, len(values)):
-        row[:] = values[t]
+        source = values[t]
+        for c in range(len(row)):
+            row[c] = source[c]
         rotate_row(row)
         scale = np.searchsorted(thresholds, _mean_square(row, scratch), side="right")
         if scale > 255:

@@ -32,22 +32,45 @@ def rotate_row(row: NDArray[np.float32]) -> None:
     """Multiplies a row [head_dim] by H in place.
 
     Spans 1, 2, 4, … in this order, each butterfly (a + b, a − b), then one factor: every backend
-    rounds alike. Spans 1 and 2 share a pass because four values fit the registers.
+    rounds alike. The first spans go two at a time, over groups of a fixed size, because a
+    compiler makes vectors of those.
     """
-    head_dim = len(row)
-    span = head_dim & -head_dim
-    for i in range(0, head_dim, 4):
-        a, b = row[i] + row[i + 1], row[i] - row[i + 1]
-        c, d = row[i + 2] + row[i + 3], row[i + 2] - row[i + 3]
-        row[i], row[i + 2] = a + c, a - c
-        row[i + 1], row[i + 3] = b + d, b - d
+    span = len(row) & -len(row)
     width = 4
+    if span >= 16:
+        width = 16
+        for start in range(0, len(row), 16):
+            _rotate_sixteen(row, start)
+    else:
+        for start in range(0, len(row), 4):
+            _rotate_four(row, start)
     while width < span:
-        for start in range(0, head_dim, 2 * width):
+        for start in range(0, len(row), 2 * width):
             for i in range(start, start + width):
                 a, b = row[i], row[i + width]
                 row[i], row[i + width] = a + b, a - b
         width *= 2
     factor = np.float32(1 / math.sqrt(span))
-    for i in range(head_dim):
+    for i in range(len(row)):
         row[i] *= factor
+
+
+@compiled
+def _rotate_four(row: NDArray[np.float32], start: int) -> None:
+    """Spans 1 and 2."""
+    a, b = row[start] + row[start + 1], row[start] - row[start + 1]
+    c, d = row[start + 2] + row[start + 3], row[start + 2] - row[start + 3]
+    row[start], row[start + 2] = a + c, a - c
+    row[start + 1], row[start + 3] = b + d, b - d
+
+
+@compiled
+def _rotate_sixteen(row: NDArray[np.float32], start: int) -> None:
+    """Spans 1, 2, 4 and 8."""
+    for group in range(start, start + 16, 4):
+        _rotate_four(row, group)
+    for i in range(start, start + 4):
+        a, b = row[i] + row[i + 4], row[i] - row[i + 4]
+        c, d = row[i + 8] + row[i + 12], row[i + 8] - row[i + 12]
+        row[i], row[i + 8] = a + c, a - c
+        row[i + 4], row[i + 12] = b + d, b - d

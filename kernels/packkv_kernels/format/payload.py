@@ -9,92 +9,40 @@
 Every field is in docs/codec.md.
 """
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from packkv_kernels.config import BLOCK_TOKENS, MAX_HEAD_DIM, CacheShape, CodecId
 from packkv_kernels.errors import InvalidInput, PayloadError
+from packkv_kernels.format.header import (
+    ALIGNMENT,
+    CHECKSUM_AT,
+    HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    VERSION,
+    Expectation,
+    KVDtype,
+    PayloadHeader,
+    broken_limit,
+    pack_header,
+    unpack_header,
+)
 
-__all__ = ["Expectation", "KVDtype", "Payload", "PayloadHeader", "read_payload", "write_payload"]
+__all__ = [
+    "VERSION",
+    "Expectation",
+    "KVDtype",
+    "Payload",
+    "PayloadHeader",
+    "read_payload",
+    "write_payload",
+]
 
-MAGIC = b"PackKV\r\n"
-VERSION = 1
-HEADER_BYTES = 192
-ALIGNMENT = 16
-MAX_PAYLOAD_BYTES = 2**32 - 1
-
-# magic, version, codec, kv_dtype, zero, tokens, sinks, layers, first_head, heads, head_dim, zeros,
-# root hash, chain hash, codec digest, profile digest, payload length, first token, head checksum
-_HEADER = struct.Struct("<8sHHBBHHHHHH6s32s32s32s32sQQ16s")
-_CHECKSUM_AT = HEADER_BYTES - 16
 _ROW = np.dtype([("offset", "<u4"), ("length", "<u4"), ("digest", "V16")])
-
-
-class KVDtype(IntEnum):
-    """What the model computes K and V in; the header's `kv_dtype`."""
-
-    FLOAT16 = 0
-    BFLOAT16 = 1
-    FLOAT32 = 2
-
-    @property
-    def itemsize(self) -> int:
-        return 4 if self is KVDtype.FLOAT32 else 2
-
-
-@dataclass(frozen=True)
-class PayloadHeader:
-    """What a payload says of itself. Lengths and checksums follow from it and the sections."""
-
-    codec: CodecId
-    kv_dtype: KVDtype
-    tokens: int
-    sinks: int
-    layers: int
-    first_head: int
-    heads: int
-    head_dim: int
-    root_hash: bytes
-    chain_hash: bytes
-    codec_digest: bytes
-    profile_digest: bytes
-    first_token: int
-
-    @property
-    def shape(self) -> CacheShape:
-        return CacheShape(self.layers, self.heads, self.head_dim)
-
-    @property
-    def section_count(self) -> int:
-        return self.layers * self.heads
-
-    @property
-    def head_length(self) -> int:
-        return _head_length(self.section_count)
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What a reader asked for. A field that is None is not checked."""
-
-    codec: CodecId | None = None
-    kv_dtype: KVDtype | None = None
-    tokens: int | None = None
-    sinks: int | None = None
-    shape: CacheShape | None = None
-    first_head: int | None = None
-    root_hash: bytes | None = None
-    chain_hash: bytes | None = None
-    codec_digest: bytes | None = None
-    profile_digest: bytes | None = None
-    first_token: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,17 +75,16 @@ def write_payload(header: PayloadHeader, sections: Sequence[bytes | memoryview])
     Raises:
         InvalidInput: a field beyond its limits, or sections that are too few, many or long.
     """
-    wrong = _broken_limit(header)
+    wrong = broken_limit(header)
     if wrong:
         raise InvalidInput(wrong)
     table = _table_of(header, sections)
     end = header.head_length + int(table["length"].sum(dtype=np.int64))
     if end > MAX_PAYLOAD_BYTES:
         raise InvalidInput(f"payload of {end} bytes exceeds {MAX_PAYLOAD_BYTES}")
-    head = bytearray(header.head_length)
-    _HEADER.pack_into(head, 0, *_header_values(header, end))
-    head[HEADER_BYTES : HEADER_BYTES + table.nbytes] = table.tobytes()
-    head[_CHECKSUM_AT:HEADER_BYTES] = xxhash.xxh3_128_digest(head)
+    head = bytearray(pack_header(header, end) + table.tobytes())
+    head += bytes(header.head_length - len(head))
+    head[CHECKSUM_AT:HEADER_BYTES] = xxhash.xxh3_128_digest(head)
     return bytearray().join((head, *sections))
 
 
@@ -150,7 +97,7 @@ def read_payload(
         PayloadError: the first thing that does not hold.
     """
     view = memoryview(data).cast("B").toreadonly()
-    header, length = _read_header(view)
+    header, length = unpack_header(view)
     _check_length(view, header, length)
     _check_head(view, header.head_length)
     table = np.frombuffer(view, _ROW, header.section_count, HEADER_BYTES)
@@ -161,14 +108,6 @@ def read_payload(
     _check_identity(header, expect or Expectation())
     _check_sections(view, table, sections)
     return Payload(header, view, sections)
-
-
-def _head_length(sections: int) -> int:
-    return _round_up(HEADER_BYTES + _ROW.itemsize * sections)
-
-
-def _round_up(length: int) -> int:
-    return -(-length // ALIGNMENT) * ALIGNMENT
 
 
 def _table_of(header: PayloadHeader, sections: Sequence[bytes | memoryview]) -> NDArray[Any]:
@@ -185,63 +124,6 @@ def _table_of(header: PayloadHeader, sections: Sequence[bytes | memoryview]) -> 
     return table
 
 
-def _header_values(header: PayloadHeader, payload_length: int) -> tuple[Any, ...]:
-    return (
-        *(MAGIC, VERSION, header.codec, header.kv_dtype, 0, header.tokens, header.sinks),
-        *(header.layers, header.first_head, header.heads, header.head_dim, bytes(6)),
-        *(header.root_hash, header.chain_hash, header.codec_digest, header.profile_digest),
-        *(payload_length, header.first_token, bytes(16)),
-    )
-
-
-def _broken_limit(header: PayloadHeader) -> str | None:
-    """The first limit that a header's fields break, in words."""
-    limits = {
-        "tokens": (1, BLOCK_TOKENS),
-        "sinks": (0, header.tokens),
-        "layers": (1, 65_535),
-        "first_head": (0, 65_535),
-        "heads": (1, 65_535),
-        "head_dim": (4, MAX_HEAD_DIM),
-        "first_token": (0, 2**64 - 1),
-    }
-    for name, (low, high) in limits.items():
-        value = getattr(header, name)
-        if not low <= value <= high:
-            return f"{name} {value} is outside {low} … {high}"
-    if header.head_dim % 4:
-        return f"head_dim {header.head_dim} is not a multiple of 4"
-    if header.codec is CodecId.RAW and header.sinks:
-        return f"sinks {header.sinks} in a raw payload, which has none"
-    for name in ("root_hash", "chain_hash", "codec_digest", "profile_digest"):
-        if len(getattr(header, name)) != 32:
-            return f"{name} has {len(getattr(header, name))} bytes, not 32"
-    return None
-
-
-def _read_header(view: memoryview) -> tuple[PayloadHeader, int]:
-    if len(view) < HEADER_BYTES:
-        raise PayloadError("truncated", f"{len(view)} bytes, a header has {HEADER_BYTES}")
-    values = _HEADER.unpack_from(view)
-    magic, version, codec, kv_dtype, zero, *extents, zeros = values[:12]
-    *hashes, length, first_token, _ = values[12:]
-    if magic != MAGIC:
-        raise PayloadError("magic", f"magic {magic!r} is not {MAGIC!r}")
-    if version != VERSION:
-        raise PayloadError("version", f"version {version} is not {VERSION}")
-    if zero or any(zeros):
-        raise PayloadError("layout", "reserved bytes of the header are not 0")
-    try:
-        known_codec, known_dtype = CodecId(codec), KVDtype(kv_dtype)
-    except ValueError as error:
-        raise PayloadError("layout", f"codec {codec}, kv_dtype {kv_dtype}: {error}") from None
-    header = PayloadHeader(known_codec, known_dtype, *(*extents, *hashes, first_token))
-    wrong = _broken_limit(header)
-    if wrong:
-        raise PayloadError("layout", wrong)
-    return header, length
-
-
 def _check_length(view: memoryview, header: PayloadHeader, length: int) -> None:
     if length > MAX_PAYLOAD_BYTES or length < header.head_length:
         raise PayloadError(
@@ -255,10 +137,10 @@ def _check_length(view: memoryview, header: PayloadHeader, length: int) -> None:
 
 
 def _check_head(view: memoryview, head_length: int) -> None:
-    digest = xxhash.xxh3_128(view[:_CHECKSUM_AT])
+    digest = xxhash.xxh3_128(view[:CHECKSUM_AT])
     digest.update(bytes(16))
     digest.update(view[HEADER_BYTES:head_length])
-    if digest.digest() != view[_CHECKSUM_AT:HEADER_BYTES]:
+    if digest.digest() != view[CHECKSUM_AT:HEADER_BYTES]:
         raise PayloadError("checksum", f"head checksum is not {digest.hexdigest()}")
 
 

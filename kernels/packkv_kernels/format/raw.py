@@ -5,7 +5,7 @@ import struct
 import numpy as np
 
 from packkv_kernels.errors import PayloadError
-from packkv_kernels.format.payload import ALIGNMENT
+from packkv_kernels.format.header import ALIGNMENT
 
 __all__ = ["compress_values", "expand_values"]
 

@@ -204,6 +204,10 @@ class PagedCache:
         """The page as it is stored and sent."""
         return write_payload(page.header, self._sections(page))
 
+    def section_bytes(self, page: Page) -> NDArray[np.int64]:
+        """Bytes of a page's sections, int64 [layers, heads]."""
+        return 4 * self._descriptors[:, page.slot, :, WORDS].astype(np.int64)
+
     def unpack(self, page: Page) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V [layers, heads, 64, head_dim] of a page, in the model's dtype."""
         sections = ResidentSections(

@@ -223,6 +223,22 @@ def test_a_worker_reuses_its_own_pages_without_a_store() -> None:
         assert packkv.new_cache(ids).matched_tokens == [192]
 
 
+def test_only_what_a_worker_does_not_hold_is_fetched(store: Any) -> None:
+    ids = tokens(300)
+    model = llama()
+    with connected(model, store.target) as writer:
+        writer.generate(model, ids, max_new_tokens=2, do_sample=False)
+        assert writer.flush(20)
+        assert writer.counters.published_blocks == 4
+    model = llama()
+    with connected(model, store.target) as reader:
+        reader.new_cache(ids[:, :140]).release()
+        assert reader.counters.hit_blocks == 2
+        assert reader.new_cache(ids).matched_tokens == [256]
+        assert reader.counters.hit_blocks == 4
+        assert reader.counters.misses == {}
+
+
 def test_the_first_long_prefill_calibrates_and_later_workers_adopt_it(store: Any) -> None:
     model = llama()
     with connected(model, store.target, codec="hybrid") as first:

@@ -13,10 +13,10 @@ from packkv.hashing import chain_hashes
 from packkv.identity import Namespace
 from packkv.integrations.hf.attention import ATTENTION, use_packed_attention
 from packkv.integrations.hf.cache import PackedKVCache, left_padding
-from packkv.integrations.hf.model import kv_dtype_of, namespace_of, shape_of
+from packkv.integrations.hf.model import kv_dtype_of, namespace_of, profile_beside, shape_of
 from packkv.prefix_cache import Counters, PrefixCache, PrefixCacheConfig, adopt_profile
 from packkv_kernels.config import BLOCK_TOKENS, CodecConfig
-from packkv_kernels.errors import CacheFull, CodecError, ProfileError
+from packkv_kernels.errors import CacheFull, PayloadError, ProfileError
 from packkv_kernels.paged_cache import Page, PagedCache, SequenceCache
 from packkv_kernels.profile import Calibrator, Profile
 
@@ -80,7 +80,8 @@ class PackKV:
             model: a decoder with full attention, on the CPU.
             store: address of a store, or a client with its own settings; None shares nothing.
             config: settings.
-            profile: of an earlier calibration of this model; None takes the store's, or makes one.
+            profile: of an earlier calibration of this model; None takes the one in the model's
+                folder, or the store's, or makes one from the first long prefill.
 
         Raises:
             ConfigError: the model cannot be packed, or its weights cannot be identified.
@@ -107,8 +108,11 @@ class PackKV:
         self._hook = model.register_forward_pre_hook(_note_input_ids, with_kwargs=True)
         if not self.codec.needs_profile:
             self._begin(None)
-        elif (known := profile or self._stored_profile()) is not None:
-            self._begin(known)
+        elif (calibrated := profile or profile_beside(model)) is not None:
+            self._offer(calibrated)
+            self._begin(calibrated)
+        elif (stored := self._stored_profile()) is not None:
+            self._begin(stored)
         else:
             self._calibrator = Calibrator(self.shape, self.codec.sinks)
 
@@ -258,11 +262,14 @@ class PackKV:
             pages.append(page)
         if len(pages) == len(hashes) or self._prefix_cache is None:
             return pages
+        loaded = self._prefix_cache.load(tokens, held_blocks=len(pages))
         try:
-            for payload in self._prefix_cache.load(tokens).payloads[len(pages) :]:
+            for payload in loaded.payloads:
                 pages.append(self._paged.adopt(payload))
-        except (CacheFull, CodecError) as error:
-            # what is adopted so far is sound; the rest is computed
+        # what is adopted so far is sound; the rest is computed
+        except PayloadError as error:
+            self._prefix_cache.count_refused(error)
+        except CacheFull as error:
             log.warning("prefix cut at %d blocks: %s", len(pages), error)
         return pages
 
@@ -285,6 +292,19 @@ class PackKV:
         self._calibrator.observe(layer, query.transpose(0, 1), keys.transpose(0, 1))
         if layer == self.shape.layers - 1:
             self._begin(self._agreed(self._calibrator.finish()))
+
+    def _offer(self, calibrated: Profile) -> None:
+        """Lets workers that have no profile use this one. What was calibrated is used regardless:
+        it is the operator's choice, and better than one from a first prefill.
+        """
+        if self._client is None:
+            return
+        own = calibrated.to_bytes()
+        if adopt_profile(self._client, self._namespace, own) != own:
+            log.warning(
+                "the store has another profile for this model: workers that adopted it share no "
+                "blocks with this one; calibrate once and give all workers the same file"
+            )
 
     def _agreed(self, own: Profile) -> Profile:
         """The store's profile for this model: the first that any worker published wins."""

@@ -12,6 +12,10 @@ from packkv.identity import Namespace, rope_digest, weights_digest
 from packkv.prefix_cache import codec_identity
 from packkv_kernels.config import CacheShape, CodecConfig
 from packkv_kernels.format import KVDtype
+from packkv_kernels.profile import Profile
+
+# where `packkv calibrate` puts a model's profile, and where its workers look for it
+PROFILE_FILE = "packkv_profile.safetensors"
 
 _DTYPES = {
     torch.float16: KVDtype.FLOAT16,
@@ -46,6 +50,16 @@ def kv_dtype_of(model: PreTrainedModel) -> KVDtype:
     if dtype not in _DTYPES:
         raise ConfigError(f"PackKV packs float16, bfloat16 and float32, not {dtype}")
     return _DTYPES[dtype]
+
+
+def profile_beside(model: PreTrainedModel) -> Profile | None:
+    """The profile in the folder that a model was loaded from, if it was calibrated.
+
+    Raises:
+        ProfileError: there is one, and it cannot be read.
+    """
+    file = Path(model.name_or_path or "") / PROFILE_FILE
+    return Profile.from_bytes(file.read_bytes()) if file.is_file() else None
 
 
 def namespace_of(

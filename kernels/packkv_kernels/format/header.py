@@ -1,0 +1,159 @@
+"""PayloadHeader: the first 192 bytes of a payload, and what a reader may expect of them."""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from packkv_kernels.config import BLOCK_TOKENS, MAX_HEAD_DIM, CacheShape, CodecId
+from packkv_kernels.errors import PayloadError
+
+__all__ = [
+    "ALIGNMENT",
+    "CHECKSUM_AT",
+    "HEADER_BYTES",
+    "MAX_PAYLOAD_BYTES",
+    "TABLE_ROW_BYTES",
+    "VERSION",
+    "Expectation",
+    "KVDtype",
+    "PayloadHeader",
+    "broken_limit",
+    "pack_header",
+    "unpack_header",
+]
+
+MAGIC = b"PackKV\r\n"
+VERSION = 1
+HEADER_BYTES = 192
+ALIGNMENT = 16
+MAX_PAYLOAD_BYTES = 2**32 - 1
+
+# magic, version, codec, kv_dtype, zero, tokens, sinks, layers, first_head, heads, head_dim, zeros,
+# root hash, chain hash, codec digest, profile digest, payload length, first token, head checksum
+_HEADER = struct.Struct("<8sHHBBHHHHHH6s32s32s32s32sQQ16s")
+CHECKSUM_AT = HEADER_BYTES - 16
+TABLE_ROW_BYTES = 24
+
+
+class KVDtype(IntEnum):
+    """What the model computes K and V in; the header's `kv_dtype`."""
+
+    FLOAT16 = 0
+    BFLOAT16 = 1
+    FLOAT32 = 2
+
+    @property
+    def itemsize(self) -> int:
+        return 4 if self is KVDtype.FLOAT32 else 2
+
+
+@dataclass(frozen=True)
+class PayloadHeader:
+    """What a payload says of itself. Lengths and checksums follow from it and the sections."""
+
+    codec: CodecId
+    kv_dtype: KVDtype
+    tokens: int
+    sinks: int
+    layers: int
+    first_head: int
+    heads: int
+    head_dim: int
+    root_hash: bytes
+    chain_hash: bytes
+    codec_digest: bytes
+    profile_digest: bytes
+    first_token: int
+
+    @property
+    def shape(self) -> CacheShape:
+        return CacheShape(self.layers, self.heads, self.head_dim)
+
+    @property
+    def section_count(self) -> int:
+        return self.layers * self.heads
+
+    @property
+    def head_length(self) -> int:
+        end = HEADER_BYTES + TABLE_ROW_BYTES * self.section_count
+        return -(-end // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a reader asked for. A field that is None is not checked."""
+
+    codec: CodecId | None = None
+    kv_dtype: KVDtype | None = None
+    tokens: int | None = None
+    sinks: int | None = None
+    shape: CacheShape | None = None
+    first_head: int | None = None
+    root_hash: bytes | None = None
+    chain_hash: bytes | None = None
+    codec_digest: bytes | None = None
+    profile_digest: bytes | None = None
+    first_token: int | None = None
+
+
+def pack_header(header: PayloadHeader, payload_length: int) -> bytes:
+    """The header's bytes, their checksum still zeros."""
+    return _HEADER.pack(
+        *(MAGIC, VERSION, header.codec, header.kv_dtype, 0, header.tokens, header.sinks),
+        *(header.layers, header.first_head, header.heads, header.head_dim, bytes(6)),
+        *(header.root_hash, header.chain_hash, header.codec_digest, header.profile_digest),
+        *(payload_length, header.first_token, bytes(16)),
+    )
+
+
+def broken_limit(header: PayloadHeader) -> str | None:
+    """The first limit that a header's fields break, in words."""
+    limits = {
+        "tokens": (1, BLOCK_TOKENS),
+        "sinks": (0, header.tokens),
+        "layers": (1, 65_535),
+        "first_head": (0, 65_535),
+        "heads": (1, 65_535),
+        "head_dim": (4, MAX_HEAD_DIM),
+        "first_token": (0, 2**64 - 1),
+    }
+    for name, (low, high) in limits.items():
+        value = getattr(header, name)
+        if not low <= value <= high:
+            return f"{name} {value} is outside {low} … {high}"
+    if header.head_dim % 4:
+        return f"head_dim {header.head_dim} is not a multiple of 4"
+    if header.codec is CodecId.RAW and header.sinks:
+        return f"sinks {header.sinks} in a raw payload, which has none"
+    for name in ("root_hash", "chain_hash", "codec_digest", "profile_digest"):
+        if len(getattr(header, name)) != 32:
+            return f"{name} has {len(getattr(header, name))} bytes, not 32"
+    return None
+
+
+def unpack_header(view: memoryview) -> tuple[PayloadHeader, int]:
+    """Header and payload_length of untrusted bytes; all limits hold, no checksum is checked.
+
+    Raises:
+        PayloadError: reason "truncated", "magic", "version" or "layout".
+    """
+    if len(view) < HEADER_BYTES:
+        raise PayloadError("truncated", f"{len(view)} bytes, a header has {HEADER_BYTES}")
+    values = _HEADER.unpack_from(view)
+    magic, version, codec, kv_dtype, zero, *extents, zeros = values[:12]
+    *hashes, length, first_token, _ = values[12:]
+    if magic != MAGIC:
+        raise PayloadError("magic", f"magic {magic!r} is not {MAGIC!r}")
+    if version != VERSION:
+        raise PayloadError("version", f"version {version} is not {VERSION}")
+    if zero or any(zeros):
+        raise PayloadError("layout", "reserved bytes of the header are not 0")
+    try:
+        known_codec, known_dtype = CodecId(codec), KVDtype(kv_dtype)
+    except ValueError as error:
+        raise PayloadError("layout", f"codec {codec}, kv_dtype {kv_dtype}: {error}") from None
+    header = PayloadHeader(known_codec, known_dtype, *(*extents, *hashes, first_token))
+    wrong = broken_limit(header)
+    if wrong:
+        raise PayloadError("layout", wrong)
+    return header, length

@@ -1,0 +1,130 @@
+"""`packkv demo` as a newcomer runs it: real processes, a real model, the figures it promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+COMMAND = [str(Path(sys.executable).with_name("packkv")), "demo"]
+NUMBERS = {
+    *("prefix_tokens", "matched_tokens", "ttft_cold_s", "ttft_warm_s", "ttft_speedup"),
+    *("raw_bytes", "stored_bytes", "ratio", "wire_bytes", "kl_mean", "top1_agreement"),
+    *("greedy_tokens", "greedy_equal_tokens"),
+}
+TEXTS = {"codec", "attention_backend", "index"}
+
+# two model loads and about 2,000 computed tokens, on a machine that may be busy with other things
+pytestmark = pytest.mark.timeout(900)
+
+
+def run_demo(*options: str, timeout_s: float = 800.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *options], capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def figures(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, smollm2: Path
+) -> dict[str, Any]:
+    """The JSON of a run with the codec that the test names."""
+    file = tmp_path_factory.mktemp("demo") / "figures.json"
+    options = ["--model", str(smollm2), "--codec", request.param, "--json", str(file)]
+    done = run_demo(*options, "--prefix-tokens", "640", "--new-tokens", "24")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tokens matched" in done.stdout
+    loaded: dict[str, Any] = json.loads(file.read_text())
+    return loaded
+
+
+def assert_contract(figures: dict[str, Any], codec: str) -> None:
+    assert all(isinstance(figures[name], int | float) for name in NUMBERS)
+    assert all(isinstance(figures[name], str) and figures[name] for name in TEXTS)
+    assert figures["codec"].startswith(codec)
+    assert figures["ratio"] == pytest.approx(figures["raw_bytes"] / figures["stored_bytes"])
+    # every full block of the shared prefix, and not one byte more than those
+    assert figures["prefix_tokens"] >= 640
+    assert figures["matched_tokens"] == figures["prefix_tokens"] // 64 * 64
+    assert figures["wire_bytes"] <= figures["stored_bytes"]
+    assert 0 < figures["ttft_warm_s"] < figures["ttft_cold_s"]
+
+
+@pytest.mark.parametrize("figures", ["hybrid"], indirect=True)
+def test_hybrid_moves_a_fraction_and_stays_close(figures: dict[str, Any]) -> None:
+    assert_contract(figures, "hybrid")
+    assert figures["ratio"] > 4
+    assert figures["kl_mean"] < 0.04
+    assert figures["top1_agreement"] > 0.8
+
+
+@pytest.mark.parametrize("figures", ["raw"], indirect=True)
+def test_raw_gives_the_very_tokens_of_the_uncached_run(figures: dict[str, Any]) -> None:
+    assert_contract(figures, "raw")
+    assert figures["greedy_equal_tokens"] == figures["greedy_tokens"] > 0
+    assert figures["kl_mean"] < 1e-6
+    assert figures["top1_agreement"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--codec", "hybird"], "no codec is called 'hybird'"),
+        (["--model", "/nowhere"], "no model at /nowhere"),
+        (["--text", "/nowhere"], "cannot read the text /nowhere"),
+    ],
+    ids=["codec", "model", "text"],
+)
+def test_a_wrong_option_is_one_sentence(options: list[str], sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    done = run_demo(*options, "--json", str(file), timeout_s=60)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sentence in json.loads(file.read_text())["error"]
+
+
+def test_a_text_that_is_too_short_is_refused(tmp_path: Path, smollm2: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("Three words only.")
+    done = run_demo("--text", str(text), "--model", str(smollm2), timeout_s=120)
+    assert done.returncode == 1
+    assert "too few for a shared prefix of 2,048" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_an_interrupted_demo_leaves_no_process_behind(number: int, smollm2: Path) -> None:
+    demo = subprocess.Popen(
+        [*COMMAND, "--model", str(smollm2)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        children = wait_for_children(demo.pid, count=2)
+        os.kill(demo.pid, number)
+        assert demo.wait(60) != 0
+        gone, alive = psutil.wait_procs(children, timeout=10)
+        assert len(gone) == 2
+        assert alive == []
+    finally:
+        demo.kill()
+        demo.wait()
+
+
+def wait_for_children(pid: int, count: int) -> list[psutil.Process]:
+    """The store and the first worker, as soon as both run."""
+    ends_at = time.monotonic() + 120
+    while time.monotonic() < ends_at:
+        children = psutil.Process(pid).children()
+        if len(children) == count:
+            return children
+        time.sleep(0.05)
+    raise AssertionError(f"the demo did not start {count} processes")
