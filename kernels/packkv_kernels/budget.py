@@ -16,12 +16,15 @@ from packkv_kernels.config import V_BITS
 from packkv_kernels.errors import InvalidInput
 from packkv_kernels.profile import Profile
 
-__all__ = ["REFERENCE_LEVELS", "Sensitivity", "solve"]
+__all__ = ["REFERENCE_LEVELS", "Sensitivity", "solve", "uniform"]
 
 # Mean square error of the best uniform quantiser of a unit Gaussian (Max, 1960), by levels.
 _V_ERROR: Final = {4: 0.11885, 8: 0.03744, 16: 0.01154}
 
 REFERENCE_LEVELS: Final = 4
+
+# Where K costs a model about as much KL as V at 8 levels: finer K would be wasted.
+_UNIFORM_STEP: Final = 1.6
 
 _SEARCH_STEPS: Final = 60
 
@@ -53,6 +56,11 @@ class Sensitivity:
                 f"k_kl {heads}, v_kl {self.v_kl.shape}, k_bits {self.k_bits.shape} and "
                 f"{len(self.steps)} steps do not fit each other"
             )
+
+
+def uniform(profile: Profile) -> Profile:
+    """The profile with one budget for all heads: what to use before anything was measured."""
+    return replace(profile, k_scale=np.full_like(profile.k_scale, _UNIFORM_STEP))
 
 
 def solve(profile: Profile, sensitivity: Sensitivity, target_kl: float) -> Profile:

@@ -36,9 +36,9 @@ def run_demo(*options: str, timeout_s: float = 800.0) -> subprocess.CompletedPro
 def figures(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, smollm2: Path
 ) -> dict[str, Any]:
-    """The JSON of a run with the codec that the test names."""
+    """The JSON of a run with the options that the test names."""
     file = tmp_path_factory.mktemp("demo") / "figures.json"
-    options = ["--model", str(smollm2), "--codec", request.param, "--json", str(file)]
+    options = ["--model", str(smollm2), "--json", str(file), *request.param]
     done = run_demo(*options, "--prefix-tokens", "640", "--new-tokens", "24")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tokens matched" in done.stdout
@@ -58,15 +58,15 @@ def assert_contract(figures: dict[str, Any], codec: str) -> None:
     assert 0 < figures["ttft_warm_s"] < figures["ttft_cold_s"]
 
 
-@pytest.mark.parametrize("figures", ["hybrid"], indirect=True)
+@pytest.mark.parametrize("figures", [[]], ids=["default"], indirect=True)
 def test_hybrid_moves_a_fraction_and_stays_close(figures: dict[str, Any]) -> None:
     assert_contract(figures, "hybrid")
-    assert figures["ratio"] > 4
-    assert figures["kl_mean"] < 0.04
+    assert figures["ratio"] > 4.8
+    assert figures["kl_mean"] < 0.03
     assert figures["top1_agreement"] > 0.8
 
 
-@pytest.mark.parametrize("figures", ["raw"], indirect=True)
+@pytest.mark.parametrize("figures", [["--codec", "raw"]], ids=["raw"], indirect=True)
 def test_raw_gives_the_very_tokens_of_the_uncached_run(figures: dict[str, Any]) -> None:
     assert_contract(figures, "raw")
     assert figures["greedy_equal_tokens"] == figures["greedy_tokens"] > 0

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from packkv.bench import command as bench
 from packkv.cli import calibrate, doctor, inspect, match, serve, store
 from packkv.cli.connection import Credentials
 from packkv.demo import command as demo
@@ -81,6 +82,7 @@ match.register(app)
 inspect.register(app)
 doctor.register(app)
 demo.register(app)
+bench.register(app)
 calibrate.register(app)
 
 

@@ -49,9 +49,7 @@ def show(outcome: Outcome, console: Console) -> None:
 
 
 def _table(outcome: Outcome) -> Table:
-    table = Table(
-        title=f"{outcome.document} · {outcome.model} · {outcome.codec}", title_justify="left"
-    )
+    table = Table(title=f"{outcome.codec} · {outcome.document}", title_justify="left")
     table.add_column("what", no_wrap=True)
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("meaning", style="dim")
@@ -66,10 +64,10 @@ def _rows(outcome: Outcome) -> list[tuple[str, str, str]]:
         (
             "tokens matched",
             f"{warm.matched_tokens:,} of {outcome.prefix_tokens:,}",
-            f"all full blocks of the shared prefix are {outcome.full_tokens:,}",
+            f"full blocks hold {outcome.full_tokens:,}",
         ),
         ("first token, cold", f"{outcome.cold.ttft_s:.2f} s", "worker A, nothing stored"),
-        ("first token, warm", f"{warm.ttft_s:.2f} s", "worker B: match, fetch, verify, compute"),
+        ("first token, warm", f"{warm.ttft_s:.2f} s", "worker B: fetch, verify, compute"),
         ("", f"{outcome.ttft_speedup:.1f} ×", f"without PackKV: {exact.ttft_s:.2f} s"),
         ("K and V as fp16", _size(outcome.raw_bytes), "of the published blocks"),
         ("stored", _size(outcome.cold.published_bytes), "all metadata included"),

@@ -43,7 +43,7 @@ class Scenario:
             ConfigError: the model, the text or their sizes do not fit.
             ProcessFailed: a process could not do its part; its log is quoted.
         """
-        with step("Prepare the model (converted the first time) and the document"):
+        with step("Prepare the model, converted the first time, and the document"):
             model = model_folder(self.model)
             tokenizer = load_tokenizer(model)
             asked = prompts(tokenizer, self.document, self.prefix_tokens)
@@ -90,7 +90,7 @@ class Scenario:
 
     def _publish(self, start: StartWorker, asked: Prompts, step: Step) -> tuple[Ready, Answered]:
         with start("worker A") as worker:
-            with step("Start worker A and load the model"):
+            with step("Start worker A: load the model, compile the codec the first time"):
                 ready = worker.ready()
             self._check_length(asked, ready.positions)
             with step(f"Worker A reads {len(asked.first):,} tokens, answers, publishes, leaves"):

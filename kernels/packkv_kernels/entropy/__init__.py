@@ -1,0 +1,11 @@
+"""Entropy coding: the cold form of payloads, and KVComp as published. No torch in here.
+
+`to_cold` and `from_cold` turn a payload into fewer bytes and back; `KVCompConfig` and
+`KVCompSide` are the codec of the paper, for comparison.
+"""
+
+from packkv_kernels.entropy.codebook import Codebook
+from packkv_kernels.entropy.cold import from_cold, to_cold
+from packkv_kernels.entropy.kvcomp import KVCompConfig, KVCompSide
+
+__all__ = ["Codebook", "KVCompConfig", "KVCompSide", "from_cold", "to_cold"]

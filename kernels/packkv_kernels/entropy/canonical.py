@@ -44,7 +44,7 @@ def limit_lengths(counts: NDArray[np.int64], limit: int, lengths: NDArray[np.uin
         list_before = _merge(counts[order], list_before, is_leaf[level])
     wanted = 2 * n - 2
     for level in range(limit - 1, -1, -1):
-        leaves = np.count_nonzero(is_leaf[level, :wanted])
+        leaves = int(np.count_nonzero(is_leaf[level, :wanted]))
         lengths[order[:leaves]] += np.uint8(1)
         wanted = 2 * (wanted - leaves)
 
@@ -116,8 +116,10 @@ def decode_table(lengths: NDArray[np.uint8], bits: int, table: NDArray[np.uint16
 
 
 @compiled
-def decode_tree(lengths: NDArray[np.uint8], tree: NDArray[np.uint16], leaf: NDArray[np.int16]) -> int:
-    """KVComp's array tree: the node after `bit` at `node` is tree[2·node + bit]; node 0 is the root.
+def decode_tree(
+    lengths: NDArray[np.uint8], tree: NDArray[np.uint16], leaf: NDArray[np.int16]
+) -> int:
+    """KVComp's array tree: after `bit` at `node` comes tree[2 · node + bit]; 0 is the root.
 
     Args:
         lengths: of a complete code.
@@ -139,7 +141,7 @@ def decode_tree(lengths: NDArray[np.uint8], tree: NDArray[np.uint16], leaf: NDAr
             if tree[branch] == 0:
                 tree[branch] = nodes
                 nodes += 1
-            node = np.int64(tree[branch])
+            node = int(np.int64(tree[branch]))
         if lengths[symbol]:
             leaf[node] = symbol
     return nodes

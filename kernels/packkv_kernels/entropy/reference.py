@@ -6,7 +6,7 @@ Bit strings are str of "0" and "1", first bit first.
 from collections.abc import Sequence
 from itertools import pairwise
 
-__all__ = ["code_lengths", "decode", "encode", "words"]
+__all__ = ["code_lengths", "decode", "encode", "pack_bits"]
 
 
 def code_lengths(counts: Sequence[int], limit: int) -> list[int]:
@@ -59,7 +59,7 @@ def decode(bits: str, lengths: Sequence[int], count: int) -> list[int]:
     return found
 
 
-def words(bits: str) -> list[int]:
+def pack_bits(bits: str) -> list[int]:
     """A bit string as u32 words, first bit lowest; zeros fill the last word."""
     padded = bits + "0" * (-len(bits) % 32)
     return [int(padded[at : at + 32][::-1], 2) for at in range(0, len(padded), 32)]

@@ -20,7 +20,7 @@ from packkv_kernels.format.layout import (
     unit_of,
 )
 
-__all__ = ["FAULTS", "prove_sections"]
+__all__ = ["FAULTS", "prove_head", "prove_sections"]
 
 # What `prove_sections` found, by number; 0 is "sound".
 FAULTS: Final = (
@@ -131,10 +131,17 @@ def _check_side(words: NDArray[np.uint32], base: int, row: NDArray[np.int32], si
 
 
 @compiled
-def _prove(
+def prove_head(
     words: NDArray[np.uint32], base: int, length: int, codec: int, row: NDArray[np.int32]
 ) -> int:
-    """Proves one section; fills in its descriptor. `row` has TOKENS, SINKS, HEAD_DIM."""
+    """Proves flags, extent and bitmaps; returns the number of the fault.
+
+    Args:
+        words, base: where the section begins.
+        length: how many of its words may be read.
+        codec: HYBRID or PACKKV.
+        row: its descriptor: TOKENS, SINKS and HEAD_DIM are given, the rest is filled in.
+    """
     if length < 4:
         return _LENGTH
     flags = int(np.int64(words[base]))
@@ -148,17 +155,28 @@ def _prove(
         if fault:
             return fault
     row[tile.FLAGS] = flags
-    bitmaps_end = lay_out_bitmaps(row)
     # the bitmaps may be read only when they are there
-    if (bitmaps_end + 3) // 4 * 4 > length:
+    if lay_out_bitmaps(row) > length:
         return _LENGTH
     for side in (_K_SIDE, _V_SIDE):
         fault = _check_bitmaps(words, base, row, side)
         if fault:
             return fault
-    if lay_out(words, base, row) != length:
+    lay_out(words, base, row)
+    return _SOUND
+
+
+@compiled
+def _prove(
+    words: NDArray[np.uint32], base: int, length: int, codec: int, row: NDArray[np.int32]
+) -> int:
+    """Proves one section; fills in its descriptor. `row` has TOKENS, SINKS, HEAD_DIM."""
+    fault = prove_head(words, base, length, codec, row)
+    if fault:
+        return fault
+    if row[tile.WORDS] != length:
         return _LENGTH
-    return _check_contents(words, base, row, bitmaps_end)
+    return _check_contents(words, base, row, lay_out_bitmaps(row))
 
 
 @compiled

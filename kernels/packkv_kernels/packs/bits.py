@@ -5,11 +5,11 @@ from numpy.typing import NDArray
 
 from packkv_kernels.format.compiled import compiled
 
-__all__ = ["read_bits", "read_codes", "write_bits", "write_codes"]
+__all__ = ["put", "read_bits", "read_codes", "take", "write_bits", "write_codes"]
 
 
 @compiled
-def _put(stream: NDArray[np.uint8], at: int, value: int, width: int) -> int:
+def put(stream: NDArray[np.uint8], at: int, value: int, width: int) -> int:
     """Writes `width` bits at bit `at` of zeroed bytes; returns the bit behind them."""
     done = 0
     while done < width:
@@ -20,7 +20,8 @@ def _put(stream: NDArray[np.uint8], at: int, value: int, width: int) -> int:
 
 
 @compiled
-def _take(stream: NDArray[np.uint8], at: int, width: int) -> int:
+def take(stream: NDArray[np.uint8], at: int, width: int) -> int:
+    """The `width` bits from bit `at` on."""
     value, done = 0, 0
     while done < width:
         place = (at + done) & 7
@@ -40,7 +41,7 @@ def write_bits(stream: NDArray[np.uint8], at: int, values: NDArray[np.int32], wi
         width: 0 … 31.
     """
     for value in values:
-        at = _put(stream, at, value, width)
+        at = put(stream, at, value, width)
     return at
 
 
@@ -49,7 +50,7 @@ def read_bits(stream: NDArray[np.uint8], at: int, count: int, width: int) -> NDA
     """`count` values of `width` bits each from bit `at` on; the stream is long enough."""
     values = np.empty(count, np.int32)
     for i in range(count):
-        values[i] = _take(stream, at, width)
+        values[i] = take(stream, at, width)
         at += width
     return values
 
@@ -68,7 +69,7 @@ def write_codes(
         first, last = pack * pack_tokens, min((pack + 1) * pack_tokens, len(rows))
         for c in range(rows.shape[1]):
             for token in range(first, last):
-                at = _put(stream, at, rows[token, c] - low[pack, c], widths[pack, c])
+                at = put(stream, at, rows[token, c] - low[pack, c], widths[pack, c])
 
 
 @compiled
@@ -85,5 +86,5 @@ def read_codes(
         first, last = pack * pack_tokens, min((pack + 1) * pack_tokens, len(rows))
         for c in range(rows.shape[1]):
             for token in range(first, last):
-                rows[token, c] = low[pack, c] + _take(stream, at, widths[pack, c])
+                rows[token, c] = low[pack, c] + take(stream, at, widths[pack, c])
                 at += widths[pack, c]

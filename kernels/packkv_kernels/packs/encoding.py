@@ -50,9 +50,7 @@ def encode_packs(integers: NDArray[np.int32], pack_tokens: int = 16) -> bytes:
     return bytes([minimum_bits]) + stream.tobytes()
 
 
-def decode_packs(
-    data: bytes, shape: tuple[int, ...], pack_tokens: int = 16
-) -> NDArray[np.int32]:
+def decode_packs(data: bytes, shape: tuple[int, ...], pack_tokens: int = 16) -> NDArray[np.int32]:
     """The integers that `encode_packs` was given.
 
     Args:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from packkv_kernels.errors import InvalidInput
 from packkv_kernels.format.compiled import compiled
+from packkv_kernels.packs.accounting import bit_lengths
 
 __all__ = ["Repacker", "Repacking"]
 
@@ -56,13 +57,17 @@ class Repacker:
 
 
 def _fill_packs(rows: NDArray[np.int32], pack_tokens: int) -> NDArray[np.int64]:
+    spreads = np.arange(int(rows.max()) - int(rows.min()) + 1, dtype=np.int32)
+    bit_length = bit_lengths(spreads).astype(np.uint8)
     left = np.arange(len(rows))
     packs = []
     while len(left):
-        taken = _fill_pack(rows[left], _seed(rows[left]), min(pack_tokens, len(left)))
+        candidates = rows[left]
+        count = min(pack_tokens, len(left))
+        taken = _fill_pack(candidates, bit_length, _seed(candidates), count)
         packs.append(left[taken])
         left = np.delete(left, taken)
-    return np.concatenate([*packs, left])
+    return np.concatenate(packs)
 
 
 def _seed(rows: NDArray[np.int32]) -> int:
@@ -73,7 +78,9 @@ def _seed(rows: NDArray[np.int32]) -> int:
 
 
 @compiled
-def _fill_pack(rows: NDArray[np.int32], seed: int, count: int) -> NDArray[np.int64]:
+def _fill_pack(
+    rows: NDArray[np.int32], bit_length: NDArray[np.uint8], seed: int, count: int
+) -> NDArray[np.int64]:
     """Indices of `count` rows: the seed, then whichever adds fewest bits, the first of equals."""
     tokens, width = rows.shape
     taken = np.empty(count, np.int64)
@@ -90,9 +97,7 @@ def _fill_pack(rows: NDArray[np.int32], seed: int, count: int) -> NDArray[np.int
             bits = 0
             for c in range(width):
                 spread = max(high[c], rows[token, c]) - min(low[c], rows[token, c])
-                while spread:
-                    bits += 1
-                    spread >>= 1
+                bits += bit_length[spread]
             if best < 0 or bits < least:
                 best, least = token, bits
         taken[place] = best

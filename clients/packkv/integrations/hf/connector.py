@@ -15,6 +15,7 @@ from packkv.integrations.hf.attention import ATTENTION, use_packed_attention
 from packkv.integrations.hf.cache import PackedKVCache, left_padding
 from packkv.integrations.hf.model import kv_dtype_of, namespace_of, profile_beside, shape_of
 from packkv.prefix_cache import Counters, PrefixCache, PrefixCacheConfig, adopt_profile
+from packkv_kernels.budget import uniform
 from packkv_kernels.config import BLOCK_TOKENS, CodecConfig
 from packkv_kernels.errors import CacheFull, PayloadError, ProfileError
 from packkv_kernels.paged_cache import Page, PagedCache, SequenceCache
@@ -291,7 +292,7 @@ class PackKV:
             return
         self._calibrator.observe(layer, query.transpose(0, 1), keys.transpose(0, 1))
         if layer == self.shape.layers - 1:
-            self._begin(self._agreed(self._calibrator.finish()))
+            self._begin(self._agreed(uniform(self._calibrator.finish())))
 
     def _offer(self, calibrated: Profile) -> None:
         """Lets workers that have no profile use this one. What was calibrated is used regardless:

@@ -1,0 +1,1 @@
+"""`packkv bench`: what PackKV costs and gains, measured where it runs."""

@@ -1,0 +1,14 @@
+"""The command group `packkv bench`. Importing it loads neither torch nor transformers."""
+
+from __future__ import annotations
+
+import typer
+
+from packkv.bench.codec import command as codec
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+    codec.register(bench)
+    app.add_typer(bench, name="bench", help="Measure quality and speed, and write the figures.")

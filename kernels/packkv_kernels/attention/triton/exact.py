@@ -1,0 +1,86 @@
+"""Attention over the tokens that the fast kernel leaves aside: sinks, and tiles it cannot read.
+
+One more pass over the same page tables, in float32. Where a page has only packed tokens it costs
+two loads; the sinks of a sequence are a few rows of its first page.
+"""
+
+import triton
+import triton.language as tl
+
+from packkv_kernels.attention.triton.query import fold_query
+from packkv_kernels.compress.triton.unpack import load_k_tokens, load_v_tokens
+from packkv_kernels.format import directory, tile
+
+__all__ = ["attend_exact"]
+
+_ROW = tl.constexpr(directory.DIRECTORY_WORDS)
+_EXTENT = tl.constexpr(directory.EXTENT)
+_DESCRIPTOR = tl.constexpr(tile.DESCRIPTOR_WORDS)
+_TOKENS = tl.constexpr(tile.TOKENS)
+_SINKS = tl.constexpr(tile.SINKS)
+_NONE = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def attend_exact(
+    query_ptr, order_ptr, step_ptr, inv_step_ptr, steps_ptr, middle_ptr,
+    words_ptr, bases_ptr, descriptors_ptr, directory_ptr, table_ptr, pages_ptr, mean_ptr, lse_ptr,
+    rows, table_stride, states, first_state, factor,
+    HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, UNIT_V: tl.constexpr,
+    SPAN: tl.constexpr, FACTOR: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """One split of one (sequence, KV head, 8 queries); arguments like `attend_tiles`.
+
+    Args:
+        inv_step_ptr, steps_ptr, middle_ptr, bases_ptr, descriptors_ptr: like `unpack_tiles`.
+        mean_ptr, lse_ptr: [batch · HEADS · groups, states, …]; this kernel writes the states
+            from first_state on, one per split.
+    """
+    work, split, splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    groups = tl.cdiv(rows, 8)
+    group, head, sequence = work % groups, work // groups % HEADS, work // groups // HEADS
+    query = fold_query(
+        query_ptr + (sequence * HEADS + head) * rows * D, order_ptr, step_ptr,
+        group * 8, rows, head, factor, D, D_PAD,
+    )  # fmt: skip
+    query = tl.trans(query)
+    pages = tl.load(pages_ptr + sequence)
+    share = tl.cdiv(pages, splits)
+    order_ptr, steps_ptr = order_ptr + head * D, steps_ptr + head * 256
+    step_ptr, inv_step_ptr = step_ptr + head * D, inv_step_ptr + head * D
+    middle = tl.load(middle_ptr + head)
+    channel = tl.arange(0, D_PAD)[None, :]
+    best = tl.full([8], _NONE, tl.float32)
+    total = tl.zeros([8], tl.float32)
+    mean = tl.zeros([D_PAD, 8], tl.float32)
+    for place in range(split * share, tl.minimum(split * share + share, pages)):
+        page = tl.load(table_ptr + sequence * table_stride + place).to(tl.int64)
+        section = page * HEADS + head
+        row_ptr = descriptors_ptr + section * _DESCRIPTOR
+        packed = tl.load(directory_ptr + section * _ROW + _EXTENT) != 0
+        exact = tl.load(row_ptr + tl.where(packed, _SINKS, _TOKENS))
+        section_ptr = words_ptr + tl.load(bases_ptr + section)
+        for start in range(0, exact, TOKENS):
+            t = start + tl.arange(0, TOKENS)[:, None]
+            keys = load_k_tokens(
+                section_ptr, row_ptr, order_ptr, step_ptr, inv_step_ptr, steps_ptr, t, channel,
+                D, False,
+            )  # fmt: skip
+            scores = tl.dot(tl.where(channel < D, keys, 0.0), query, input_precision="ieee")
+            scores = tl.where(t < exact, scores, _NONE)
+            before = best
+            best = tl.maximum(best, tl.max(scores, 0))
+            shrink = tl.exp2(before - best)
+            p = tl.exp2(scores - best[None, :])
+            total = total * shrink + tl.sum(p, 0)
+            values = load_v_tokens(
+                section_ptr, row_ptr, steps_ptr, middle, t, channel,
+                D, UNIT_V, SPAN, FACTOR, False,
+            )  # fmt: skip
+            mean *= shrink[None, :]
+            mean = tl.dot(tl.trans(values), p, acc=mean, input_precision="ieee")
+    at, column = work * states + first_state + split, tl.arange(0, 8)
+    mean /= tl.where(total == 0, 1.0, total)[None, :]
+    row = tl.arange(0, D_PAD)[:, None]
+    tl.store(mean_ptr + at * (D * 8) + row * 8 + column[None, :], mean, mask=row < D)
+    tl.store(lse_ptr + at * 8 + column, tl.where(total == 0, _NONE, best + tl.log2(total)))

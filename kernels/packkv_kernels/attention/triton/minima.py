@@ -1,0 +1,60 @@
+"""What the minima of K add to scores: one number per (tile, query), kept out of the hot loop."""
+
+import triton
+import triton.language as tl
+
+from packkv_kernels.attention.triton.query import fold_query
+from packkv_kernels.format import directory
+
+__all__ = ["PAGES", "score_minima"]
+
+# Tiles of one program.
+PAGES = 16
+
+_PAGES = tl.constexpr(PAGES)
+_ROW = tl.constexpr(directory.DIRECTORY_WORDS)
+_MINIMA = tl.constexpr(directory.K_MINIMA)
+_KIND = tl.constexpr(directory.K_MINIMA_KIND)
+
+
+@triton.jit
+def score_minima(
+    query_ptr, order_ptr, step_ptr, words_ptr, directory_ptr, table_ptr, pages_ptr, out_ptr,
+    rows, table_stride, factor,
+    HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+):  # fmt: skip
+    """Writes q' · minima of 16 tiles for 8 queries; a program is (sequence, head, group) × tiles.
+
+    Args: like `attend_tiles`; out_ptr float32 [batch, HEADS, table_stride, 8 · groups].
+    """
+    work, groups = tl.program_id(0).to(tl.int64), tl.cdiv(rows, 8)
+    group, head, sequence = work % groups, work // groups % HEADS, work // groups // HEADS
+    place = tl.program_id(1) * _PAGES + tl.arange(0, _PAGES)
+    used = place < tl.load(pages_ptr + sequence)
+    query = fold_query(
+        query_ptr + (sequence * HEADS + head) * rows * D, order_ptr, step_ptr,
+        group * 8, rows, head, factor, D, D_PAD,
+    )  # fmt: skip
+    page = tl.load(table_ptr + sequence * table_stride + place, mask=used, other=0).to(tl.int64)
+    row_ptr = directory_ptr + (page * HEADS + head) * _ROW
+    kind = tl.load(row_ptr + _KIND, mask=used, other=0)
+    start = words_ptr + tl.load(row_ptr + _MINIMA, mask=used, other=0).to(tl.int64) * 4
+    channel = tl.arange(0, D_PAD)[None, :]
+    inside = channel < D
+    short = tl.load(
+        start.to(tl.pointer_type(tl.int8))[:, None] + channel,
+        mask=(kind == 1)[:, None] & inside, other=0,
+    )  # fmt: skip
+    long = tl.load(
+        start.to(tl.pointer_type(tl.int16))[:, None] + channel,
+        mask=(kind == 2)[:, None] & inside, other=0,
+    )  # fmt: skip
+    minima = short.to(tl.float32) + long.to(tl.float32)
+    column = tl.arange(0, 8)
+    scores = tl.zeros([_PAGES, 8], tl.float32)
+    for n in tl.static_range(8):
+        own = tl.sum(tl.where(column[:, None] == n, query, 0.0), 0)
+        score = tl.sum(minima * own[None, :], 1)
+        scores = tl.where(column[None, :] == n, score[:, None], scores)
+    at = (((sequence * HEADS + head) * table_stride + place) * groups + group) * 8
+    tl.store(out_ptr + at[:, None] + column[None, :], scores, mask=used[:, None])

@@ -1,0 +1,265 @@
+"""Decode attention over packed tiles: planes go from memory through registers to tensor cores.
+
+Both products have the tile as left operand, so that its codes are the fragments of an mma:
+
+    scores [tokens, 8 queries] = K q'     O [channels, 8 queries] += Vᵀ (p · token scale)
+
+An iteration takes TILES tiles, four on NVIDIA. In the first product a warp owns a tile; in the second all warps
+share all tokens and each owns a quarter of the channels. `fragments` says why unpacking is cheap.
+"""
+
+import triton
+import triton.language as tl
+
+from packkv_kernels.attention.triton.fragments import add_thirds, fields, merge_planes, popcount
+from packkv_kernels.attention.triton.query import fold_query
+from packkv_kernels.format import directory
+
+__all__ = ["attend_tiles"]
+
+_ROW = tl.constexpr(directory.DIRECTORY_WORDS)
+_BITMAPS = tl.constexpr(directory.K_BITMAPS)
+_V_PLANES = tl.constexpr(directory.V_PLANES)
+_EXTENT = tl.constexpr(directory.EXTENT)
+
+# p · scale goes to fp16 with this factor: the largest scale, 2⁷, then stays below 2¹⁶
+_LIFT = tl.constexpr(256.0)
+_NONE = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def attend_tiles(
+    query_ptr, order_ptr, step_ptr, spread_ptr, minima_scores_ptr, words_ptr, directory_ptr,
+    table_ptr, pages_ptr, mean_ptr, lse_ptr,
+    rows, table_stride, factor,
+    HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, UNIT_V: tl.constexpr,
+    WIDE_UNITS: tl.constexpr, V_C: tl.constexpr, V_B: tl.constexpr,
+    TILES: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """One split of one (sequence, KV head, 8 queries): softmax over its packed tokens.
+
+    Args:
+        query_ptr: [batch, HEADS, rows, D].
+        order_ptr, step_ptr: of K, by head.
+        spread_ptr: float32 [HEADS, 2], token scale of e = 0 and middle code of V.
+        minima_scores_ptr: float32 [batch, HEADS, table_stride, 8 · groups], what the minima of K
+            add to the scores of a tile.
+        words_ptr, directory_ptr: the arena, and [pages, HEADS, 16], see `format.directory`.
+        table_ptr, pages_ptr: int32 [batch, table_stride] page slots, and how many are in use.
+        mean_ptr: float32 [batch · HEADS · groups, splits, D, 8], written: mean of packed V.
+        lse_ptr: float32 [batch · HEADS · groups, splits, 8], written: log₂ of the weights' sum.
+        factor: scaling · log₂ e.
+    """
+    work, split, splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    groups = tl.cdiv(rows, 8)
+    group, head, sequence = work % groups, work // groups % HEADS, work // groups // HEADS
+    query = fold_query(
+        query_ptr + (sequence * HEADS + head) * rows * D, order_ptr, step_ptr,
+        group * 8, rows, head, factor, D, D_PAD,
+    )  # fmt: skip
+    # a power of two brings the query near 2¹⁰, the middle of what fp16 holds exactly
+    top = tl.maximum(tl.max(tl.abs(query), 1), 1e-30)
+    lift = tl.exp2(10.0 - tl.ceil(tl.log2(top)))
+    folded = tl.trans(query * lift[:, None]).to(tl.float16)
+    if WIDE_UNITS > 0:
+        query = fold_query(
+            query_ptr + (sequence * HEADS + head) * rows * D, order_ptr, step_ptr,
+            group * 8, rows, head, factor, D, WIDE_UNITS * 4,
+        )  # fmt: skip
+        wide = tl.trans(query * lift[:, None] * 16.0).to(tl.float16)
+    unlift = 16777216.0 / lift
+
+    spread, middle = tl.load(spread_ptr + head * 2), tl.load(spread_ptr + head * 2 + 1)
+    pages = tl.load(pages_ptr + sequence)
+    share = tl.cdiv(tl.cdiv(pages, splits), TILES) * TILES
+    first = split * share
+    last = tl.minimum(first + share, pages)
+    table_ptr += sequence * table_stride
+    directory_ptr += head * _ROW
+    minima_scores_ptr += ((sequence * HEADS + head) * table_stride * groups + group) * 8
+
+    # indices of the K operand (quad, lane, tile, unit / 4), of the V operand, and of rows of S
+    quad = tl.arange(0, 4)[:, None, None, None, None]
+    lane = tl.arange(0, 8)[None, :, None, None, None]
+    k_tile = tl.arange(0, TILES)[None, None, :, None, None]
+    unit = quad + 4 * tl.arange(0, D_PAD // 16)[None, None, None, :, None]
+    wide_unit = quad + 4 * tl.arange(0, WIDE_UNITS // 4)[None, None, None, :, None]
+    v_unit = lane + 8 * tl.arange(0, 4)[None, None, :, None, None]
+    v_tile = tl.arange(0, TILES)[None, None, None, :, None]
+    v_word = (v_unit * 4 + quad) * UNIT_V + tl.arange(0, UNIT_V)[None, None, None, None, :]
+    column = tl.arange(0, 8)
+    token = tl.arange(0, 64)
+    # of every four neighbouring tokens the second two lie in the upper nibble
+    v_lift = tl.where(token & 2 != 0, _LIFT / 16, _LIFT)
+
+    best = tl.full([8], _NONE, tl.float32)
+    total = tl.zeros([TILES, 8, 8], tl.float32)
+    weight = tl.zeros([TILES, 8, 8], tl.float32)
+    mean = tl.zeros([D_PAD, 8], tl.float32)
+    for start in range(first, last, TILES):
+        at = _directory_rows(table_ptr, directory_ptr, start + k_tile, last, HEADS)
+        keys = _load_keys(words_ptr, at, quad, lane, unit, D // 4, ASM)
+        scores = tl.dot(keys, folded)
+        if WIDE_UNITS > 0:
+            keys = _load_wide_keys(words_ptr, at, lane, wide_unit, ASM)
+            scores = tl.dot(keys, wide, acc=scores)
+        # [(e, k1), tile, k0, lane, query]
+        scores = tl.reshape(scores, (4, TILES, 2, 8, 8))
+        place = start + tl.arange(0, TILES)
+        used = place < last
+        offset = tl.load(
+            minima_scores_ptr + place[:, None] * (groups * 8) + column[None, :],
+            mask=used[:, None], other=0.0,
+        )  # fmt: skip
+        k0 = tl.arange(0, 2)[None, None, :, None, None]
+        scores = scores * tl.where(k0 == 0, unlift, unlift / 16) + offset[None, :, None, None, :]
+
+        page = tl.load(table_ptr + place, mask=used, other=0).to(tl.int64)
+        row_ptr = directory_ptr + page * (HEADS * _ROW)
+        extent = tl.load(row_ptr + _EXTENT, mask=used, other=0)
+        t = (
+            tl.arange(0, 4)[:, None, None, None] * 16 + tl.arange(0, 2)[None, None, :, None] * 8
+            + tl.arange(0, 8)[None, None, None, :]
+        )  # fmt: skip
+        begin, end = (extent & 255)[None, :, None, None], (extent >> 8)[None, :, None, None]
+        inside = (t >= begin) & (t < end)
+        scores = tl.where(inside[:, :, :, :, None], scores, _NONE)
+
+        before = best
+        best = tl.maximum(best, tl.max(tl.reshape(scores, (TILES * 64, 8)), 0))
+        floor = tl.where(best == _NONE, 0.0, best)
+        shrink = tl.exp2(before - floor)
+        p = tl.exp2(scores - floor)
+        total = total * shrink + tl.sum(tl.sum(p, 2), 0)
+
+        # one byte a token, just before the planes
+        scale_ptr = words_ptr + tl.load(row_ptr + _V_PLANES).to(tl.int64) * 4 - 16
+        code = tl.load(
+            scale_ptr.to(tl.pointer_type(tl.uint8))[:, None] + token[None, :],
+            mask=(extent != 0)[:, None], other=0,
+        ).to(tl.float32)  # fmt: skip
+        scale = tl.where(code == 0, 0.0, tl.exp2(code * 0.0625) * spread) * v_lift[None, :]
+        scale = tl.permute(tl.reshape(scale, (TILES, 4, 2, 8)), (1, 0, 2, 3))
+        p = p * scale[:, :, :, :, None]
+        weight = weight * shrink + tl.sum(tl.sum(p, 2), 0)
+        # rows in the order of the tokens: tile, (e, k1), k0, lane
+        p = tl.reshape(tl.permute(p, (1, 0, 2, 3, 4)), (TILES * 64, 8)).to(tl.float16)
+        at = _directory_rows(table_ptr, directory_ptr, start + v_tile, last, HEADS)
+        values = _load_values(
+            words_ptr, at, quad, v_unit, v_word, UNIT_V, D // UNIT_V, V_C, V_B, ASM
+        )
+        mean = tl.dot(values, p, acc=mean * shrink[None, :])
+    _store_state(
+        mean_ptr, lse_ptr, (work * splits + split), best, total, weight, mean, middle,
+        D, D_PAD, UNIT_V,
+    )  # fmt: skip
+
+
+@triton.jit
+def _directory_rows(table_ptr, directory_ptr, place, last, HEADS: tl.constexpr):
+    """Pointers to the rows of page table places [4, 8, 4, ·, 1]; of page 0 past the last."""
+    # a full-size index: each thread loads what it needs itself, in the layout it needs it in
+    place = place + tl.zeros([4, 8, 1, 1, 1], tl.int32)
+    page = tl.load(table_ptr + place, mask=place < last, other=0)
+    return directory_ptr + page.to(tl.int64) * (HEADS * _ROW)
+
+
+@triton.jit
+def _plane(words_ptr, row_ptr, offset: tl.constexpr):
+    """Pointers to the first word of a plane, and whether the tile has it."""
+    offset = tl.load(row_ptr + offset)
+    return words_ptr + offset.to(tl.int64) * 4, offset != 0
+
+
+@triton.jit
+def _ranked(words_ptr, row_ptr, PLANE: tl.constexpr, unit, PIECE: tl.constexpr, ASM: tl.constexpr):
+    """Pointers to the pieces of units in a plane of K, and whether a unit has one."""
+    bitmap = tl.load(row_ptr + (_BITMAPS + PLANE - 1)).to(tl.uint32, bitcast=True)
+    bit = tl.full([1, 1, 1, 1, 1], 1, tl.uint32) << unit.to(tl.uint32)
+    rank = popcount(bitmap & (bit - 1), ASM)
+    return _plane(words_ptr, row_ptr, PLANE)[0] + rank * PIECE, (bitmap & bit) != 0
+
+
+@triton.jit
+def _load_keys(words_ptr, row_ptr, quad, lane, unit, UNITS: tl.constexpr, ASM: tl.constexpr):
+    """fp16 [TILES · 64 tokens, channels]: bits 0-3 of the codes."""
+    word = lane * 2 + tl.arange(0, 2)[None, None, None, None, :]
+    at = _plane(words_ptr, row_ptr, 0)[0] + unit * 16 + word
+    a = tl.load(at, mask=unit < UNITS, other=0).to(tl.uint32, bitcast=True)
+    at, present = _ranked(words_ptr, row_ptr, 2, unit, 16, ASM)
+    b = tl.load(at + word, mask=present, other=0).to(tl.uint32, bitcast=True)
+    at, present = _ranked(words_ptr, row_ptr, 1, unit, 8, ASM)
+    c = tl.load(at + ((3 * lane) & 7), mask=present, other=0).to(tl.uint32, bitcast=True)
+    even, odd = merge_planes(a, b)
+    even, odd = add_thirds(even, odd, c)
+    return _key_matrix(fields(even, odd, ASM))
+
+
+@triton.jit
+def _load_wide_keys(words_ptr, row_ptr, lane, unit, ASM: tl.constexpr):
+    """fp16 [TILES · 64 tokens, channels of the wide units]: bits 4-7 of the codes."""
+    word = lane * 2 + tl.arange(0, 2)[None, None, None, None, :]
+    at, present = _ranked(words_ptr, row_ptr, 3, unit, 16, ASM)
+    low = tl.load(at + word, mask=present, other=0).to(tl.uint32, bitcast=True)
+    at, present = _ranked(words_ptr, row_ptr, 4, unit, 16, ASM)
+    high = tl.load(at + word, mask=present, other=0).to(tl.uint32, bitcast=True)
+    even, odd = merge_planes(low, high)
+    return _key_matrix(fields(even, odd, ASM))
+
+
+@triton.jit
+def _key_matrix(f):
+    """[quad, lane, tile, unit / 4, w, h, k0, k1, e] to [(e k1 tile k0 lane), (unit w h)]."""
+    UNITS: tl.constexpr = f.shape[3] * 4
+    TILES: tl.constexpr = f.shape[2]
+    f = tl.permute(f, (8, 7, 2, 6, 1, 3, 0, 4, 5))
+    return tl.reshape(f, (TILES * 64, UNITS * 4))
+
+
+@triton.jit
+def _load_values(
+    words_ptr, row_ptr, quad, unit, word, U: tl.constexpr, UNITS: tl.constexpr,
+    HAS_C: tl.constexpr, HAS_B: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """fp16 [channels in fragment order, TILES · 64 tokens]: the codes."""
+    inside = unit < UNITS
+    at = _plane(words_ptr, row_ptr, _V_PLANES)[0]
+    a = tl.load(at + word, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    b = tl.zeros_like(a)
+    if HAS_B:
+        at, present = _plane(words_ptr, row_ptr, _V_PLANES + 2)
+        b = tl.load(at + word, mask=present & inside, other=0).to(tl.uint32, bitcast=True)
+    even, odd = merge_planes(a, b)
+    if HAS_C:
+        at, present = _plane(words_ptr, row_ptr, _V_PLANES + 1)
+        third = 2 * quad + tl.arange(0, U // 2)[None, None, None, None, :]
+        if U == 2:
+            third = (3 * quad) & 3
+        at = at + unit * (2 * U) + third
+        c = tl.load(at, mask=present & inside, other=0).to(tl.uint32, bitcast=True)
+        even, odd = add_thirds(even, odd, c)
+    f = fields(even, odd, ASM)
+    # [quad, unit % 8, unit / 8, tile, i / 2, i % 2, h, k0, k1, e] to channels × tokens
+    TILES: tl.constexpr = f.shape[3]
+    f = tl.reshape(f, (4, 8, 4, TILES, U // 2, 2, 2, 2, 2, 2))
+    f = tl.permute(f, (4, 2, 5, 1, 3, 9, 8, 0, 7, 6))
+    return tl.reshape(f, (32 * U, TILES * 64))
+
+
+@triton.jit
+def _store_state(
+    mean_ptr, lse_ptr, at, best, total, weight, mean, middle,
+    D: tl.constexpr, D_PAD: tl.constexpr, U: tl.constexpr,
+):  # fmt: skip
+    """Normalises the sums of one split and writes them, channels in stored order."""
+    total = tl.sum(tl.sum(total, 0), 0)
+    lift = tl.where(tl.arange(0, 8) & 2 != 0, _LIFT / 16, _LIFT)
+    weight = tl.sum(tl.sum(weight, 0) / lift[:, None], 0)
+    share = 1.0 / tl.where(total == 0, 1.0, total)
+    mean = mean * (16777216.0 / _LIFT * share)[None, :] - (middle * weight * share)[None, :]
+    m, column = tl.arange(0, D_PAD), tl.arange(0, 8)
+    channel = ((m >> 4 & 3) * 8 + (m & 7)) * U + (m >> 6) * 2 + (m >> 3 & 1)
+    at_mean = mean_ptr + at * (D * 8) + channel[:, None] * 8 + column[None, :]
+    tl.store(at_mean, mean, mask=(channel < D)[:, None])
+    lse = tl.where(total == 0, _NONE, best + tl.log2(total))
+    tl.store(lse_ptr + at * 8 + column, lse)
