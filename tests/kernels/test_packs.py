@@ -78,7 +78,7 @@ def test_a_step_beyond_the_limits_is_refused(rel: float) -> None:
 
 @pytest.mark.parametrize("pack_tokens", PACK_TOKENS)
 def test_the_published_count_is_that_of_a_brute_force(pack_tokens: int) -> None:
-    blocks = [part for part in np.split(quantised(192)[0], 3)]
+    blocks = np.split(quantised(192)[0], 3)
     distinct = len({int(value) for block in blocks for value in block.flat})
     parts = [brute_force_bits(b, pack_tokens, math.ceil(math.log2(distinct))) for b in blocks]
     assert published_bytes(blocks, pack_tokens) == sum(a + b for a, b in parts) // 8

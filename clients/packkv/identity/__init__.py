@@ -7,6 +7,6 @@ into it are made by `weights_digest` (files) and `rope_digest` (a model's config
 
 from packkv.identity.namespace import Difference, Namespace
 from packkv.identity.rope import rope_digest
-from packkv.identity.weights import weights_digest
+from packkv.identity.weights import PROFILE_FILE, weights_digest
 
-__all__ = ["Difference", "Namespace", "rope_digest", "weights_digest"]
+__all__ = ["PROFILE_FILE", "Difference", "Namespace", "rope_digest", "weights_digest"]

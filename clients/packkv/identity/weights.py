@@ -20,6 +20,10 @@ from pathlib import Path
 from packkv.errors import ConfigError
 from packkv.identity.canonical import canonical_json
 
+# In a model's folder: where `packkv calibrate` puts its profile and workers look for it. It is no
+# part of the weights' digest.
+PROFILE_FILE = "packkv.profile"
+
 _PIECE_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
 _INDEX = "model.safetensors.index.json"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from packkv.identity import PROFILE_FILE
 from packkv.integrations.hf import PackKV, PackKVConfig
 from packkv.integrations.hf.calibration import (
     CalibrationConfig,
@@ -17,7 +18,6 @@ from packkv.integrations.hf.calibration import (
     measure_sensitivity,
     observe_profile,
 )
-from packkv.integrations.hf.model import PROFILE_FILE
 from packkv_kernels.errors import InvalidInput, ProfileError
 from packkv_kernels.profile import Profile
 

@@ -137,8 +137,9 @@ class PackKV:
             observe=self._observe,
             on_prefill=self._observe_prefill,
         )
-        if self._paged is None:
-            return cache
+        if self._calibrator is not None and (stored := self._stored_profile()) is not None:
+            # another worker has calibrated since
+            self._begin(stored)
         prompts, padding = _prompts(input_ids, attention_mask)
         prefixes = [self._prefix(tokens) for tokens in prompts]
         pairs = list(zip(prefixes, padding, strict=True))
@@ -252,7 +253,8 @@ class PackKV:
 
     def _prefix(self, tokens: list[int]) -> list[Page]:
         """The longest run of pages for a prompt, held; at least one token is left to compute."""
-        assert self._paged is not None
+        if self._paged is None:
+            return []
         usable = (len(tokens) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
         hashes = chain_hashes(self._namespace.root_hash(), tokens[: max(0, usable)])
         pages: list[Page] = []

@@ -112,7 +112,7 @@ class KVCompLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def reset(self) -> None:
         self._sides = (self._config.keys(), self._config.values())
-        del self.keys, self.values
+        self.keys = self.values = torch.empty(0)
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:

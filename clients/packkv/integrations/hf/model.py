@@ -8,14 +8,11 @@ import torch
 from transformers import PreTrainedModel
 
 from packkv.errors import ConfigError
-from packkv.identity import Namespace, rope_digest, weights_digest
+from packkv.identity import PROFILE_FILE, Namespace, rope_digest, weights_digest
 from packkv.prefix_cache import codec_identity
 from packkv_kernels.config import CacheShape, CodecConfig
 from packkv_kernels.format import KVDtype
 from packkv_kernels.profile import Profile
-
-# where `packkv calibrate` puts a model's profile, and where its workers look for it
-PROFILE_FILE = "packkv_profile.safetensors"
 
 _DTYPES = {
     torch.float16: KVDtype.FLOAT16,

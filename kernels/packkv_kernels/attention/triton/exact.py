@@ -23,7 +23,7 @@ _NONE = tl.constexpr(float("-inf"))
 
 @triton.jit
 def attend_exact(
-    query_ptr, order_ptr, step_ptr, inv_step_ptr, steps_ptr, middle_ptr,
+    query_ptr, order_ptr, step_ptr, inv_step_ptr, steps_ptr, spread_ptr,
     words_ptr, bases_ptr, descriptors_ptr, directory_ptr, table_ptr, pages_ptr, mean_ptr, lse_ptr,
     rows, table_stride, states, first_state, factor,
     HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, UNIT_V: tl.constexpr,
@@ -32,7 +32,7 @@ def attend_exact(
     """One split of one (sequence, KV head, 8 queries); arguments like `attend_tiles`.
 
     Args:
-        inv_step_ptr, steps_ptr, middle_ptr, bases_ptr, descriptors_ptr: like `unpack_tiles`.
+        inv_step_ptr, steps_ptr, bases_ptr, descriptors_ptr: like `unpack_tiles`.
         mean_ptr, lse_ptr: [batch · HEADS · groups, states, …]; this kernel writes the states
             from first_state on, one per split.
     """
@@ -48,7 +48,7 @@ def attend_exact(
     share = tl.cdiv(pages, splits)
     order_ptr, steps_ptr = order_ptr + head * D, steps_ptr + head * 256
     step_ptr, inv_step_ptr = step_ptr + head * D, inv_step_ptr + head * D
-    middle = tl.load(middle_ptr + head)
+    middle = tl.load(spread_ptr + head * 2 + 1)
     channel = tl.arange(0, D_PAD)[None, :]
     best = tl.full([8], _NONE, tl.float32)
     total = tl.zeros([8], tl.float32)

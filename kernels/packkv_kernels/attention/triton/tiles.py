@@ -31,7 +31,7 @@ _NONE = tl.constexpr(float("-inf"))
 def attend_tiles(
     query_ptr, order_ptr, step_ptr, spread_ptr, minima_scores_ptr, words_ptr, directory_ptr,
     table_ptr, pages_ptr, mean_ptr, lse_ptr,
-    rows, table_stride, factor,
+    rows, table_stride, states, factor,
     HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, UNIT_V: tl.constexpr,
     WIDE_UNITS: tl.constexpr, V_C: tl.constexpr, V_B: tl.constexpr,
     TILES: tl.constexpr, ASM: tl.constexpr,
@@ -46,8 +46,9 @@ def attend_tiles(
             add to the scores of a tile.
         words_ptr, directory_ptr: the arena, and [pages, HEADS, 16], see `format.directory`.
         table_ptr, pages_ptr: int32 [batch, table_stride] page slots, and how many are in use.
-        mean_ptr: float32 [batch · HEADS · groups, splits, D, 8], written: mean of packed V.
-        lse_ptr: float32 [batch · HEADS · groups, splits, 8], written: log₂ of the weights' sum.
+        mean_ptr: float32 [batch · HEADS · groups, states, D, 8], written from state 0 on, one per
+            split: mean of packed V.
+        lse_ptr: float32 [batch · HEADS · groups, states, 8], likewise: log₂ of the weights' sum.
         factor: scaling · log₂ e.
     """
     work, split, splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
@@ -150,7 +151,7 @@ def attend_tiles(
         )
         mean = tl.dot(values, p, acc=mean * shrink[None, :])
     _store_state(
-        mean_ptr, lse_ptr, (work * splits + split), best, total, weight, mean, middle,
+        mean_ptr, lse_ptr, work * states + split, best, total, weight, mean, middle,
         D, D_PAD, UNIT_V,
     )  # fmt: skip
 

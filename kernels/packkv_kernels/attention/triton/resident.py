@@ -1,0 +1,146 @@
+"""DeviceLayer: packed pages of one layer as kernels on a device read them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from packkv_kernels.attention.packed import PackedLayer
+from packkv_kernels.compress.rotation import rotation_span
+from packkv_kernels.compress.scales import scale_tables
+from packkv_kernels.format import tile
+from packkv_kernels.format.directory import K_BITMAPS, MAX_UNITS, directory_rows
+
+__all__ = ["DeviceLayer", "resident_layer"]
+
+# Leading units of K whose H planes the decode kernel reads: the widest, when calibration has
+# ordered the channels. A layer with many tiles beyond that reads the H planes of all units.
+_WIDE_UNITS = 8
+_MANY = 1 / 8
+
+# Words that a kernel may touch, without using them, from the start of any section.
+_SLACK_WORDS = 16_384
+
+
+@dataclass(frozen=True)
+class DeviceLayer:
+    """Pages of one layer on a device.
+
+    Attributes:
+        words: uint32, the sections.
+        bases: int64 [pages, heads], first word of each.
+        descriptors: int32 [pages, heads, DESCRIPTOR_WORDS].
+        directory: int32 [pages, heads, DIRECTORY_WORDS].
+        order: int16 [heads, head_dim], stored to natural channel of K.
+        step, inv_step: float32 [heads, head_dim], of K by natural channel.
+        steps: float32 [heads, 256], scale of each scale code of rotated V.
+        spread: float32 [heads, 2], step of rotated V at scale code 0, and the middle of its codes.
+        wide_units: of how many leading units of K the directory's H bitmaps may speak.
+        v_planes: whether any head has plane C, plane B of V.
+        span: size of the Hadamard matrix that V is rotated by; 1 when it is not.
+    """
+
+    words: torch.Tensor
+    bases: torch.Tensor
+    descriptors: torch.Tensor
+    directory: torch.Tensor
+    order: torch.Tensor
+    step: torch.Tensor
+    inv_step: torch.Tensor
+    steps: torch.Tensor
+    spread: torch.Tensor
+    wide_units: int
+    v_planes: tuple[bool, bool]
+    span: int
+
+    @property
+    def heads(self) -> int:
+        return self.order.shape[0]
+
+    @property
+    def head_dim(self) -> int:
+        return self.order.shape[1]
+
+    @property
+    def padded(self) -> int:
+        """Channels that kernels reckon with: a power of two, at least 64."""
+        return max(64, 1 << (self.head_dim - 1).bit_length())
+
+    @property
+    def middle(self) -> torch.Tensor:
+        """float32 [heads]: half a level below the middle of the codes of V."""
+        return self.spread[:, 1].contiguous()
+
+
+def resident_layer(
+    layer: PackedLayer, pages: NDArray[np.int32], device: torch.device
+) -> DeviceLayer:
+    """Copies pages of a layer to a device; page i there is pages[i] here.
+
+    Args:
+        layer: pages in host memory.
+        pages: int32 [n], distinct page slots.
+        device: where kernels run.
+    """
+    bases, descriptors = layer.bases[pages], layer.descriptors[pages]
+    words, bases = _gather(layer.words, bases, descriptors[..., tile.WORDS])
+    levels = layer.plan.levels
+    directory, wide_units = _directory(words, bases, descriptors, layer.head_dim)
+
+    def copy(array: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(np.array(array)).to(device)
+
+    return DeviceLayer(
+        words=copy(words),
+        bases=copy(bases),
+        descriptors=copy(descriptors),
+        directory=copy(directory),
+        order=copy(layer.plan.order),
+        step=copy(layer.plan.step),
+        inv_step=copy(layer.plan.inv_step),
+        steps=copy(np.stack([_steps(int(count)) for count in levels])),
+        spread=copy(np.array([_spread(int(count)) for count in levels], np.float32)),
+        wide_units=wide_units,
+        v_planes=(bool((levels == 8).any()), bool((levels == 16).any())),
+        span=rotation_span(layer.head_dim) if levels.any() else 1,
+    )
+
+
+def _gather(
+    words: NDArray[np.uint32], bases: NDArray[np.int64], lengths: NDArray[np.int32]
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Sections one after the other, with slack at the end, and where each begins."""
+    runs: Sequence[NDArray[np.uint32]] = [
+        words[base : base + length]
+        for base, length in zip(bases.reshape(-1), lengths.reshape(-1), strict=True)
+    ]
+    ends = np.cumsum(lengths.reshape(-1), dtype=np.int64)
+    gathered = np.concatenate([*runs, np.zeros(_SLACK_WORDS, np.uint32)])
+    return gathered, (ends - lengths.reshape(-1)).reshape(bases.shape)
+
+
+def _directory(
+    words: NDArray[np.uint32],
+    bases: NDArray[np.int64],
+    descriptors: NDArray[np.int32],
+    head_dim: int,
+) -> tuple[NDArray[np.int32], int]:
+    every = min(MAX_UNITS, max(16, 1 << (head_dim // tile.K_UNIT - 1).bit_length()))
+    rows = directory_rows(words, bases, descriptors, wide_units=every)
+    narrow = rows[..., K_BITMAPS + 2].view(np.uint32) >> np.uint32(_WIDE_UNITS) == 0
+    if narrow.mean() < 1 - _MANY:
+        return rows, every
+    return directory_rows(words, bases, descriptors, wide_units=_WIDE_UNITS), _WIDE_UNITS
+
+
+def _steps(levels: int) -> NDArray[np.float32]:
+    return scale_tables(levels)[0] if levels else np.zeros(256, np.float32)
+
+
+def _spread(levels: int) -> tuple[float, float]:
+    if not levels:
+        return 0.0, 0.0
+    # an octave is 16 codes
+    return float(scale_tables(levels)[0][16]) / 2, (levels - 1) / 2

@@ -1,0 +1,143 @@
+"""`packkv bench codec`: from a tiny random model to the JSON of the contract."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from numbers import Number
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from packkv.bench.codec.exact import ExactRun
+from packkv.bench.codec.setting import KeysValues
+from packkv.cli import app
+
+# the contract of design/quality.md
+ROW = {
+    "codec": str,
+    "setting": str,
+    **dict.fromkeys(("bits", "kl", "kl_p99", "top1", "dnll", "encode_gbs", "decode_gbs"), Number),
+}
+CODECS = ("hybrid", "packkv", "kvcomp", "kivi")
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny_model() -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=256,
+        max_position_embeddings=1024,
+        # large enough for the past to matter to the logits
+        initializer_range=0.2,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder: a tiny random model, and a token for every byte."""
+    place = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(place)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(place)
+    return place
+
+
+class Identity:
+    """Stores everything as it is."""
+
+    label = "identity"
+
+    def encode(self, keys: torch.Tensor, values: torch.Tensor) -> Kept:
+        return Kept(keys, values)
+
+
+class Kept:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._pair = (keys, values)
+        self.nbytes = keys.nbytes + values.nbytes
+
+    def decode(self) -> KeysValues:
+        return self._pair
+
+
+def test_an_identity_codec_changes_nothing() -> None:
+    ids = torch.randint(0, 256, (1, 161), generator=torch.Generator().manual_seed(1))
+    measured = ExactRun(tiny_model(), ids, 128).measure(Identity())
+    assert measured.bits == 32
+    assert measured.score.kl.shape == (32,)
+    assert (measured.score.kl == 0).all()
+    assert (measured.score.top1, measured.score.dnll) == (1, 0)
+
+
+def test_the_score_is_that_of_the_whole_sequence() -> None:
+    model = tiny_model()
+    ids = torch.randint(0, 256, (1, 161), generator=torch.Generator().manual_seed(1))
+    exact = ExactRun(model, ids, 128)
+    score = exact.score(exact.keys, torch.zeros_like(exact.values))
+    with torch.inference_mode():
+        wanted = model(ids).logits[0, 128:-1].log_softmax(-1)
+    assert score.kl.mean() > 0.01
+    torch.testing.assert_close(exact._exact, wanted, atol=1e-4, rtol=0)
+
+
+def test_quick_writes_what_the_contract_asks(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Twas brillig, and the slithy toves did gyre and gimble in the wabe. " * 9)
+    files = {name: tmp_path / f"found.{name}" for name in ("json", "csv", "svg")}
+    result = CliRunner().invoke(
+        app,
+        [
+            *("bench", "codec", "--quick", "--model", str(folder)),
+            *("--text", str(text), "--text", str(Path(__file__))),
+            *("--prefix-tokens", "192", "--scored-tokens", "32"),
+            *("--json", str(files["json"]), "--csv", str(files["csv"])),
+            *("--plot", str(files["svg"])),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(files["json"].read_text(encoding="utf-8"))
+    for row in found["rows"]:
+        assert {key for key, kind in ROW.items() if not isinstance(row.get(key), kind)} == set()
+    assert {row["codec"] for row in found["rows"]} >= {*CODECS, "fp8", "int4-hadamard"}
+    for codec in CODECS:
+        assert {"0.005", "0.018"} <= {
+            key for key, bits in found["bits_at_kl"][codec].items() if isinstance(bits, Number)
+        }
+    assert found["texts"] == ["text.txt", "test_codec.py"]
+    lines = list(csv.DictReader(files["csv"].open(encoding="utf-8")))
+    assert [line["setting"] for line in lines] == [row["setting"] for row in found["rows"]]
+    assert ElementTree.parse(files["svg"]).getroot().tag.endswith("svg")
+
+
+def test_a_short_text_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("too short")
+    result = CliRunner().invoke(
+        app, ["bench", "codec", "--quick", "--model", str(folder), "--text", str(text)]
+    )
+    assert result.exit_code == 1
+    assert "short.txt has 9 tokens" in result.output
