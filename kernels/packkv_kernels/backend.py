@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Final
 
@@ -15,16 +16,20 @@ __all__ = ["available_backends", "choose_backend", "default_backend", "run_paral
 
 REFERENCE: Final = "reference"
 CPU: Final = "cpu"
+TRITON: Final = "triton"
 
 
 def available_backends() -> tuple[str, ...]:
     """Names of the backends that run on this machine, the definition of right first."""
-    return (REFERENCE, CPU)
+    on_gpu = find_spec("triton") is not None and (torch.cuda.is_available() or _interpreted())
+    return (REFERENCE, CPU, TRITON) if on_gpu else (REFERENCE, CPU)
 
 
 def default_backend(device: torch.device) -> str:
     """The fastest backend for tensors on `device`."""
-    return CPU
+    # torch calls ROCm devices cuda, too
+    on_gpu = device.type == "cuda" and TRITON in available_backends()
+    return TRITON if on_gpu else CPU
 
 
 def choose_backend(name: str | None, device: torch.device) -> str:
@@ -36,7 +41,14 @@ def choose_backend(name: str | None, device: torch.device) -> str:
     choice = name or default_backend(device)
     if choice not in available_backends():
         raise InvalidInput(f"no backend {choice!r} here: {', '.join(available_backends())}")
+    if choice == TRITON and device.type != "cuda" and not _interpreted():
+        raise InvalidInput(f"backend {choice!r} takes tensors on a GPU, not on {device}")
     return choice
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs kernels as Python, on tensors anywhere: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def run_parallel(work: Callable[[int, int], None], count: int) -> None:

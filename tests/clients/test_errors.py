@@ -5,7 +5,9 @@ from packkv.errors import ERROR_OF_STATUS, CircuitOpen, PackKVError, StoreError
 
 
 def all_below(base: type[PackKVError]) -> set[type[PackKVError]]:
-    return {base}.union(*(all_below(child) for child in base.__subclasses__()))
+    """Of this module: the demo has an error of its own."""
+    children = [child for child in base.__subclasses__() if child.__module__ == errors.__name__]
+    return {base}.union(*(all_below(child) for child in children))
 
 
 def test_every_status_of_grpc_has_an_error() -> None:

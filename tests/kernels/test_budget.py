@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packkv_kernels.budget import Sensitivity, solve
+from packkv_kernels.budget import Sensitivity, solve, uniform
 from packkv_kernels.config import V_BITS, CacheShape
 from packkv_kernels.errors import InvalidInput
 from packkv_kernels.profile import Profile
@@ -80,3 +80,9 @@ def test_what_does_not_fit_is_refused() -> None:
         solve(Profile.identity(CacheShape(2, 3, 8)), sensitivity, 1e-3)
     with pytest.raises(InvalidInput, match="do not fit each other"):
         Sensitivity(np.ones((2, 2)), np.ones((2, 3)), 1.0, STEPS, np.ones((2, 2, 4)))
+
+
+def test_before_anything_was_measured_all_heads_are_alike_and_the_codec_keeps_its_levels() -> None:
+    profile = uniform(Profile.identity(CacheShape(2, 3, 8)))
+    assert len(np.unique(profile.k_scale)) == 1
+    assert (profile.v_levels == 0).all()

@@ -1,6 +1,6 @@
 """Attention over packed pages and uncompressed tokens at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ def attend(
         keys: per row [heads, exact, head_dim]; the last `new` tokens are the queries' own.
         values: like keys.
         scaling: factor of the scores, usually head_dim ** -0.5.
-        backend: "cpu" or "reference"; None takes the best for the device.
+        backend: a name from `available_backends`; None takes the best for the device.
 
     Returns:
         Per row [q_heads, new, head_dim] in the dtype of the query.
@@ -48,14 +48,22 @@ def attend(
     states: Sequence[AttentionState | None] = [None] * len(queries)
     if layer is not None and queries:
         choice = choose_backend(backend, queries[0].device)
-        over_pages = reference.packed_states if choice == "reference" else cpu.packed_states
-        states = over_pages(queries, layer, page_tables, scaling)
+        states = _over_pages(choice)(queries, layer, page_tables, scaling)
     return [
         _exact_attention(query, own, other, scaling)
         if state is None
         else _with_exact(state, query, own, other, scaling)
         for query, state, own, other in zip(queries, states, keys, values, strict=True)
     ]
+
+
+def _over_pages(backend: str) -> Callable[..., Sequence[AttentionState | None]]:
+    if backend == "triton":
+        # machines without a GPU never load it
+        from packkv_kernels.attention import triton
+
+        return triton.packed_states
+    return reference.packed_states if backend == "reference" else cpu.packed_states
 
 
 def _with_exact(

@@ -51,7 +51,7 @@ def dense_state(
         rows = query[:, :, start:stop].reshape(heads, group * (stop - start), head_dim)
         scores = (rows @ keys[:, :seen].transpose(1, 2)).view(heads, group, stop - start, seen)
         if causal and stop - start > 1:
-            hidden = torch.ones(stop - start, stop - start, dtype=torch.bool).triu(1)
+            hidden = torch.ones_like(scores[0, 0, :, -(stop - start) :], dtype=torch.bool).triu(1)
             scores[..., seen - (stop - start) :].masked_fill_(hidden, float("-inf"))
         part = torch.logsumexp(scores, dim=-1)
         weights = torch.exp_(scores.sub_(part[..., None]))

@@ -76,7 +76,7 @@ def from_cold(data: bytes | bytearray | memoryview) -> bytearray:
     before the heads of all sections are proven. The payload's checksums hold.
 
     Raises:
-        PayloadError: `data` is not what `to_cold` gave.
+        PayloadError: no payload comes back, or one that differs from what its header says.
     """
     view = memoryview(data).cast("B").toreadonly()
     if view[:8] != MAGIC:

@@ -80,6 +80,8 @@ def decode_side(
         at[lane] = bit
         bit += _lane_bits(cold, start, lane)
         ends[lane] = bit
+    if bit & 31 and cold[bit >> 5] >> np.uint32(bit & 31):
+        return False  # what fills the last word is not 0
     if scales == tile.LOG_SCALES:
         at[0] = _read_scales(cold, at[0], words, row, side, tables.scales)
     codes = np.zeros((BLOCK_TOKENS, row[tile.HEAD_DIM]), np.uint8)

@@ -186,7 +186,7 @@ def read_tables(data: memoryview) -> tuple[SideTables, int]:
         PayloadError: reason "section"; not what it wrote, or a code that is not complete.
     """
     used = int.from_bytes(data[:4], "little")
-    if used & 1 or used >> LEVELS + WIDTHS + 2:
+    if len(data) < 4 or used & 1 or used >> LEVELS + WIDTHS + 2:
         raise PayloadError("section", f"code tables {used:#x} are unknown")
     lengths = new_tables()
     parts = _parts(lengths, used)

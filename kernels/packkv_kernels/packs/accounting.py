@@ -38,4 +38,5 @@ def published_bytes(blocks: Sequence[NDArray[np.int32]], pack_tokens: int = 16) 
     low = packs.min(axis=1)
     codes = int(bit_lengths(packs.max(axis=1) - low).sum()) * pack_tokens
     minimum = (len(np.unique(packs)) - 1).bit_length()
-    return (codes + low.size * (minimum + minimum.bit_length())) // 8
+    per_pack = minimum + minimum.bit_length()
+    return (codes + int(low.size) * per_pack) // 8

@@ -16,9 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from packkv.bench.codec.budgets import budgeted_profiles, even_profile, scaled_profiles
 from packkv.bench.codec.exact import ExactRun
+from packkv.bench.codec.families import hybrid
 from packkv.bench.codec.setting import KeysValues
 from packkv.cli import app
+from packkv_kernels.config import CacheShape
+from packkv_kernels.profile import Profile
 
 # the contract of design/quality.md
 ROW = {
@@ -104,6 +108,27 @@ def test_the_score_is_that_of_the_whole_sequence() -> None:
     torch.testing.assert_close(exact._exact, wanted, atol=1e-4, rtol=0)
 
 
+def test_budgets_trade_bits_for_kl() -> None:
+    model = tiny_model()
+    ids = torch.randint(0, 256, (2, 1, 225), generator=torch.Generator().manual_seed(1))
+    profile = even_profile(model, list(ids))
+    steps = []
+    made = budgeted_profiles(model, list(ids), profile, 3, lambda done, total: steps.append(done))
+    assert model.config._attn_implementation != "packkv"
+    assert steps == list(range(1, len(steps) + 1))
+    exact = ExactRun(model, ids[0], 128)
+    measured = [exact.measure(setting) for setting in hybrid(made).settings]
+    bits = [result.bits for result in measured]
+    assert bits == sorted(bits, reverse=True)
+    assert measured[0].score.kl.mean() <= measured[-1].score.kl.mean()
+
+
+def test_given_profiles_share_the_settings() -> None:
+    profiles = [Profile.identity(CacheShape(1, 2, 16)) for _ in range(2)]
+    assert len(scaled_profiles(profiles, 16)) == 16
+    assert [config.delta for config, _, _ in scaled_profiles(profiles, 2)] == [1, 1]
+
+
 def test_quick_writes_what_the_contract_asks(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Twas brillig, and the slithy toves did gyre and gimble in the wabe. " * 9)
@@ -122,13 +147,14 @@ def test_quick_writes_what_the_contract_asks(folder: Path, tmp_path: Path) -> No
     found = json.loads(files["json"].read_text(encoding="utf-8"))
     for row in found["rows"]:
         assert {key for key, kind in ROW.items() if not isinstance(row.get(key), kind)} == set()
+        assert (row["published_bits"] is not None) == (row["codec"] == "packkv")
     assert {row["codec"] for row in found["rows"]} >= {*CODECS, "fp8", "int4-hadamard"}
     for codec in CODECS:
         assert {"0.005", "0.018"} <= {
             key for key, bits in found["bits_at_kl"][codec].items() if isinstance(bits, Number)
         }
     assert found["texts"] == ["text.txt", "test_codec.py"]
-    lines = list(csv.DictReader(files["csv"].open(encoding="utf-8")))
+    lines = list(csv.DictReader(files["csv"].read_text(encoding="utf-8").splitlines()))
     assert [line["setting"] for line in lines] == [row["setting"] for row in found["rows"]]
     assert ElementTree.parse(files["svg"]).getroot().tag.endswith("svg")
 

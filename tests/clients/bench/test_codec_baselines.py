@@ -74,7 +74,7 @@ def test_kivi_is_within_half_a_step_of_its_group(
         slack = keys[:, group].abs().amax(1, keepdim=True) * 2**-9
         assert_close(k[:, group], keys[:, group], step / 2 + slack, "K")
     width = 32 if values.shape[-1] % 32 == 0 else values.shape[-1]
-    parts = values.unflatten(-1, (-1, width))
+    parts = values.reshape(*values.shape[:-1], -1, width)
     bound = spread(parts, (-1,)) / (2**bits - 1) / 2 + parts.abs().amax(-1, keepdim=True) * 2**-9
     found = decoded(KiviValues(bits, 32), values)
     assert_close(found, values, bound.expand(parts.shape).flatten(-2), "V")
@@ -105,7 +105,7 @@ def test_rotated_codes_are_within_half_a_step(dim: int) -> None:
 def test_lloyd_max_has_the_errors_of_the_paper(levels: int, error: float) -> None:
     # Max, Quantizing for Minimum Distortion, 1960, table I
     centres, boundaries = lloyd_max(levels)
-    draw = torch.special.ndtri(torch.linspace(1e-7, 1 - 1e-7, 400_001, dtype=torch.float64))
+    draw = torch.special.ndtri((torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000)
     found = (draw - centres.double()[torch.bucketize(draw, boundaries.double())]).square().mean()
     assert found == pytest.approx(error, rel=2e-3)
 
@@ -149,6 +149,21 @@ def test_published_packkv_is_within_half_a_step(repacking: Repacking) -> None:
             fits = (far <= bound[:, :, None]).all(-1).all(-1)
             assert fits.any(2).all()
             assert fits.any(1).all()
+
+
+@pytest.mark.parametrize("factor", [1e-9, 60_000.0])
+def test_published_packkv_keeps_scales_that_fp16_cannot_hold(factor: float) -> None:
+    keys, values = (factor * part.clamp(-1, 1) for part in cache(1, 2, 16, 64))
+    decoded_keys, _ = PublishedPackKV(1.0, 1.0, Repacking.NONE).encode(keys, values).decode()
+    bound = spread(keys[:, SINKS:], (2, 3)) * 0.501
+    assert_close(decoded_keys[:, SINKS:], keys[:, SINKS:], bound, "K")
+
+
+def test_the_published_count_leaves_out_what_is_stored() -> None:
+    keys, values = cache(2, 2, 16, 140)
+    setting = PublishedPackKV(0.05, 0.2)
+    stored = setting.encode(keys, values).nbytes
+    assert setting.published_bits(keys, values) < 8 * stored / (2 * keys.numel())
 
 
 def test_repacking_changes_only_the_order() -> None:

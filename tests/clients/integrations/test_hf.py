@@ -255,6 +255,17 @@ def test_the_first_long_prefill_calibrates_and_later_workers_adopt_it(store: Any
         assert second.new_cache(tokens(200, seed=3)).matched_tokens == [192]
 
 
+def test_a_worker_that_was_there_first_adopts_a_later_profile(store: Any) -> None:
+    ids = tokens(200, seed=3)
+    early_model, model = llama(), llama()
+    with connected(early_model, store.target, codec="hybrid", model_name="late") as early:
+        assert early.new_cache(ids).matched_tokens == [0]
+        with connected(model, store.target, codec="hybrid", model_name="late") as other:
+            other.generate(model, ids, max_new_tokens=2, do_sample=False)
+            assert other.flush(20)
+        assert early.new_cache(ids).matched_tokens == [192]
+
+
 def test_another_identity_never_matches(store: Any) -> None:
     ids = tokens(200)
     model = llama()

@@ -85,11 +85,23 @@ def test_partial_blocks_come_back(codec: str, tokens: int) -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_random_tiles_come_back(codec: str) -> None:
     rng = np.random.default_rng(7)
+    coded = 0
+    # without sinks every token has codes; 37 tokens get codes where none belong
     for dim, tokens in ((64, 64), (64, 37), (128, 64), (4, 64)):
-        payload = payloads_of(codec, CacheShape(12, 16, dim), tokens)[0]
+        payload = payloads_of(codec, CacheShape(12, 16, dim), tokens, first_token=64)[0]
         for _ in range(4):
             changed = with_random_codes(payload, rng)
-            assert from_cold(to_cold(changed)) == changed.data
+            cold = to_cold(changed)
+            assert from_cold(cold) == changed.data
+            coded += coded_sides(cold, 12 * 16)
+    assert coded > 1000
+
+
+def coded_sides(cold: bytes, sections: int) -> int:
+    if cold[:8] != MAGIC:
+        return 0
+    sizes = np.frombuffer(cold[208 : 208 + 4 * sections], "<u4")
+    return int((sizes >> 30 & 1).sum() + (sizes >> 31).sum())
 
 
 def test_tiles_of_values_come_back() -> None:
@@ -117,29 +129,38 @@ def cold_payload() -> Payload:
 
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_changed_bytes_are_refused(cold_payload: Payload, data: st.DataObject) -> None:
+def test_changed_bytes_are_refused_or_mean_the_same(
+    cold_payload: Payload, data: st.DataObject
+) -> None:
     cold = bytearray(to_cold(cold_payload))
     places = st.one_of(st.integers(0, 300), st.integers(200, 700), st.integers(0, len(cold) - 1))
     changes = st.lists(st.tuples(places, st.integers(1, 255)), min_size=1, max_size=8)
     for place, value in data.draw(changes):
         cold[place] ^= value
     changed = bytes(cold[: data.draw(st.one_of(st.just(len(cold)), st.integers(0, len(cold))))])
-    if changed == to_cold(cold_payload):
-        return
+    # a codeword that nothing uses may change without a trace
+    with suppress(PayloadError):
+        assert from_cold(changed) == cold_payload.data
+
+
+@pytest.mark.parametrize("place", [0, 9, 12, 20, 100, 209, 500])
+def test_a_changed_byte_is_refused(cold_payload: Payload, place: int) -> None:
+    cold = bytearray(to_cold(cold_payload))
+    cold[place] ^= 1
     with pytest.raises(PayloadError):
-        from_cold(changed)
+        from_cold(cold)
 
 
 @given(words=st.lists(st.integers(0, 2**32 - 1), max_size=300))
 @settings(max_examples=100, deadline=None)
-def test_wild_sections_are_refused(cold_payload: Payload, words: list[int]) -> None:
+def test_wild_sections_are_refused_or_mean_the_same(
+    cold_payload: Payload, words: list[int]
+) -> None:
     cold = bytearray(to_cold(cold_payload))
     tail = np.array(words, np.uint32).tobytes()
     cold[len(cold) - len(tail) :] = tail
-    if cold == to_cold(cold_payload):
-        return
-    with pytest.raises(PayloadError):
-        from_cold(cold)
+    with suppress(PayloadError):
+        assert from_cold(cold) == cold_payload.data
 
 
 @given(data=st.binary(max_size=400))

@@ -26,7 +26,8 @@ def step_bound(
     largest = np.maximum(np.abs(low), np.abs(high)).astype(np.float64)
     ulp = np.maximum(largest * 2**-10, 2**-24)
     step = (rel * (high - low + ulp)) * (1 + 2**-10) + 2**-24
-    return step / 2 + largest * 1e-6
+    bound: NDArray[np.float64] = step / 2 + largest * 1e-6
+    return bound
 
 
 def random_values(tokens: int, heads: int, dim: int, seed: int = 0) -> NDArray[np.float32]:

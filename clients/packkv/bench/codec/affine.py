@@ -61,11 +61,9 @@ class KiviKeys:
         return f"{self.bits} bits g{self.group}"
 
     def encode(self, values: torch.Tensor) -> _StoredAffine:
-        tokens = values.shape[1]
-        # groups end where blocks do: the first lacks the sinks, the last may be short
-        of_token = (torch.arange(tokens) + SINKS) // self.group
-        parts = [values[:, of_token == number] for number in of_token.unique()]
-        of_token = of_token - of_token[0]
+        # groups end where blocks do: the first may lack the sinks, the last may be short
+        of_token = (torch.arange(values.shape[1]) + SINKS) // self.group
+        parts = torch.split(values, torch.bincount(of_token).tolist(), 1)
         low, high = (
             torch.stack([extreme(part, 1) for part in parts], 1)
             for extreme in (torch.amin, torch.amax)
@@ -87,7 +85,7 @@ class KiviValues:
     def encode(self, values: torch.Tensor) -> _StoredAffine:
         head_dim = values.shape[-1]
         group = self.group if head_dim % self.group == 0 else head_dim
-        parts = values.unflatten(-1, (-1, group))
+        parts = values.reshape(*values.shape[:-1], -1, group)
         low, high = parts.amin(-1), parts.amax(-1)
         return _encode(
             values, low, high, self.bits, lambda numbers: numbers.repeat_interleave(group, -1)

@@ -94,6 +94,8 @@ def _plan(prefix_tokens: int, scored_tokens: int, grid: str, profiles: list[Path
 def _measure(
     reported: list[Path], tuning: list[Path], model: Path | None, plan: Plan, console: Console
 ) -> tuple[list[Row], dict[str, object]]:
+    from transformers.utils import logging
+
     from packkv.bench.codec import texts
     from packkv.bench.codec.experiment import run
     from packkv.bench.origin import origin
@@ -106,6 +108,7 @@ def _measure(
     shown = [texts.read_text(path) for path in reported] or [
         texts.read_module(name) for name in texts.REPORTED_MODULES
     ]
+    logging.disable_progress_bar()
     folder = model_folder(model)
     tokenizer = load_tokenizer(folder)
     tuning_ids = [texts.token_ids(tokenizer, text, plan.text_tokens) for text in chosen_on]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from packkv.bench.codec.budgets import budgeted_profiles, even_profile, scaled_p
 from packkv.bench.codec.curve import Point, lower_hull
 from packkv.bench.codec.exact import ExactRun, Measured
 from packkv.bench.codec.families import Grid, baselines, even_hybrid, hybrid
+from packkv.bench.codec.published import PublishedPackKV
 from packkv.bench.codec.setting import Family, Setting
 from packkv_kernels.profile import Profile
 
@@ -53,13 +54,16 @@ class Row:
     """One operating point on the reported texts.
 
     Attributes:
-        codec, setting: what it is.
+        codec: its name.
+        setting: the codec with its parameters.
         texts: the measurements, one per text.
+        published_bits: of PackKV, what the paper would count for each text.
     """
 
     codec: str
-    setting: str
-    texts: list[Measured]
+    setting: Setting
+    texts: list[Measured] = field(default_factory=list)
+    published_bits: list[float] = field(default_factory=list)
 
     @property
     def points(self) -> list[Point]:
@@ -105,13 +109,14 @@ def run(
     runs = [_exact_run(model, ids[:, : plan.tuning_tokens], plan, progress) for ids in tuning]
     chosen = [(family.codec, _operating_points(family, runs, progress)) for family in families]
     del runs
-    rows = [Row(codec, setting.label, []) for codec, settings in chosen for setting in settings]
-    settings = [setting for _, settings in chosen for setting in settings]
+    rows = [Row(codec, setting) for codec, settings in chosen for setting in settings]
     for number, ids in enumerate(reported, 1):
-        progress.begin(f"reported text {number} of {len(reported)}", len(settings) + 1)
+        progress.begin(f"reported text {number} of {len(reported)}", len(rows) + 1)
         exact = _exact_run(model, ids[:, : plan.text_tokens], plan, progress)
-        for row, setting in zip(rows, settings, strict=True):
-            row.texts.append(exact.measure(setting))
+        for row in rows:
+            row.texts.append(exact.measure(row.setting))
+            if isinstance(row.setting, PublishedPackKV):
+                row.published_bits.append(row.setting.published_bits(exact.keys, exact.values))
             progress.step()
     return rows
 

@@ -16,7 +16,7 @@ __all__ = ["RotatedGaussian", "lloyd_max"]
 # Scales are 2^(e/16 − 9) with e one byte, as in the codec `hybrid`.
 _OCTAVE_PARTS, _LOWEST = 16, 9
 
-_ITERATIONS = 2000
+_ITERATIONS = 1000
 
 
 @cache
@@ -26,7 +26,9 @@ def lloyd_max(levels: int) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         float32 [levels] and float32 [levels − 1], ascending.
     """
-    centres = torch.linspace(-2, 2, levels, dtype=torch.float64)
+    # what many levels tend to: quantiles of a Gaussian √3 times as wide (Panter and Dite, 1951)
+    shares = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
+    centres = math.sqrt(3) * torch.special.ndtri(shares)
     for _ in range(_ITERATIONS):
         inner = (centres[1:] + centres[:-1]) / 2
         edges = torch.cat([torch.tensor([-40.0]), inner, torch.tensor([40.0])]).double()

@@ -19,6 +19,7 @@ from packkv_kernels.packs import (
     TokenIntegers,
     decode_packs,
     encode_packs,
+    published_bytes,
 )
 
 __all__ = ["PublishedPackKV"]
@@ -57,6 +58,27 @@ class PublishedPackKV:
         run_parallel(work, len(keys))
         return _Packed(layers, exact, self.pack_tokens, head_bytes(keys))
 
+    def published_bits(self, keys: torch.Tensor, values: torch.Tensor) -> float:
+        """Bits per value by the paper's own count, which leaves out most metadata.
+
+        As in the paper there are no exact tokens: every token of every full block is packed.
+
+        Args:
+            keys, values: float32 [layers, tokens, heads, head_dim], at least one block.
+        """
+        blocks = keys.shape[1] // BLOCK_TOKENS
+        repacker = Repacker(self.repacking, self.pack_tokens)
+        counted = 0
+        for key, value in zip(keys.numpy(), values.numpy(), strict=True):
+            k = PackKVQuantizer(self.rel_k).quantize(key[: blocks * BLOCK_TOKENS])
+            v = PackKVQuantizer(self.rel_v).quantize(value[: blocks * BLOCK_TOKENS])
+            pairs = list(zip(*(np.split(x.integers, blocks) for x in (k, v)), strict=True))
+            orders = [repacker.order(*pair) for pair in pairs]
+            for side in zip(*pairs, strict=True):
+                packed = [part[order] for part, order in zip(side, orders, strict=True)]
+                counted += published_bytes(packed, self.pack_tokens)
+        return 8 * counted / (2 * blocks * BLOCK_TOKENS * keys[:, 0].numel())
+
     def _encode_layer(
         self, keys: NDArray[np.float32], values: NDArray[np.float32]
     ) -> list[_PackedBlock]:
@@ -74,11 +96,14 @@ class PublishedPackKV:
 
 @dataclass(frozen=True)
 class _PackedSide:
-    """K or V of one layer of a block; scale and zero of a token take 4 bytes, as in the paper."""
+    """K or V of one layer of a block; scale and zero of a token take 4 bytes, as in the paper.
+
+    Scales that fp16 cannot hold stay float32.
+    """
 
     packs: bytes
     shape: tuple[int, ...]
-    scale: NDArray[np.float16]
+    scale: NDArray[np.float16] | NDArray[np.float32]
     zero: NDArray[np.int16]
 
     @property
@@ -140,9 +165,9 @@ def _block_bounds(tokens: int) -> list[tuple[int, int]]:
 
 
 def _pack_side(side: TokenIntegers, pack_tokens: int) -> _PackedSide:
-    return _PackedSide(
-        encode_packs(side.integers, pack_tokens),
-        side.integers.shape,
-        side.scale.astype(np.float16),
-        side.zero,
-    )
+    packs = encode_packs(side.integers, pack_tokens)
+    with np.errstate(over="ignore"):
+        halves = side.scale.astype(np.float16)
+    held = bool((np.isfinite(halves) & (halves > 0)).all())
+    scale = halves if held else side.scale
+    return _PackedSide(packs, side.integers.shape, scale, side.zero)

@@ -97,8 +97,8 @@ def _ratios(
     ratios: dict[str, dict[str, dict[str, float | None]]] = {}
     for codec, theirs in crossings.items():
         for key in sorted(set(ours) & set(theirs)) if codec != _OURS else ():
-            pair = ([row.points for row in curves[name]] for name in (_OURS, codec))
-            low, high = interval(*pair, float(key)) or (None, None)
+            our, their = ([row.points for row in curves[name]] for name in (_OURS, codec))
+            low, high = interval(our, their, float(key)) or (None, None)
             ratio = theirs[key].bits / ours[key].bits
             ratios.setdefault(codec, {})[key] = {"ratio": ratio, "low": low, "high": high}
     return ratios
@@ -110,7 +110,7 @@ def _as_dict(row: Row) -> dict[str, Any]:
     kl = np.concatenate([measured.score.kl for measured in texts])
     return {
         "codec": row.codec,
-        "setting": row.setting,
+        "setting": row.setting.label,
         "bits": row.point.bits,
         "kl": float(kl.mean()),
         "kl_p99": float(np.quantile(kl, 0.99)),
@@ -118,6 +118,8 @@ def _as_dict(row: Row) -> dict[str, Any]:
         "dnll": float(np.mean([measured.score.dnll for measured in texts])),
         "encode_gbs": halves / sum(measured.encode_s for measured in texts),
         "decode_gbs": halves / sum(measured.decode_s for measured in texts),
+        # PackKV alone: the same integers by the paper's count, without sinks and most metadata
+        "published_bits": float(np.mean(row.published_bits)) if row.published_bits else None,
     }
 
 

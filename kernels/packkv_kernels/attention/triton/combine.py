@@ -42,6 +42,7 @@ def combine_states(
         shrink, weight = tl.exp2(before - floor), tl.exp2(lse - floor)
         total = total * shrink + weight
         mean = mean * shrink[:, None] + part * weight[:, None]
+    # without a token best is −∞, and so is the result
     mean /= tl.where(total == 0, 1.0, total)[:, None]
     if SPAN > 1:
         mean = rotate(mean, SPAN, FACTOR)
@@ -49,5 +50,5 @@ def combine_states(
     at = work // groups * rows + row
     inside = (row < rows)[:, None] & (channel < D)[None, :]
     tl.store(out_ptr + at[:, None] * D + channel[None, :], mean, mask=inside)
-    lse = tl.where(total == 0, _NONE, (best + tl.log2(total)) * 0.6931471805599453)
+    lse = (best + tl.log2(tl.where(total == 0, 1.0, total))) * 0.6931471805599453
     tl.store(out_lse_ptr + at, lse, mask=row < rows)

@@ -13,10 +13,13 @@ from packkv_kernels.compress.triton.target import Target
 from packkv_kernels.format.directory import MAX_UNITS
 from packkv_kernels.format.tile import K_UNIT, v_unit
 
-__all__ = ["PackedDecode"]
+__all__ = ["EXACT_TOKENS", "PackedDecode"]
 
 # Queries of one program: columns of the smallest mma.
 QUERIES = 8
+
+# Tokens of one step of the exact kernel: as many as there are sinks, and few enough registers.
+EXACT_TOKENS = 4
 
 
 class PackedDecode:
@@ -111,5 +114,5 @@ class PackedDecode:
             self.rows, table.shape[1], self.states, self.states - self.splits, factor,
             HEADS=layer.heads, D=layer.head_dim, D_PAD=layer.padded,
             UNIT_V=v_unit(layer.head_dim), SPAN=layer.span, FACTOR=layer.span**-0.5,
-            TOKENS=16, num_warps=4,
+            TOKENS=EXACT_TOKENS, num_warps=4, num_stages=1,
         )  # fmt: skip

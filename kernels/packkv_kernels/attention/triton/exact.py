@@ -7,7 +7,7 @@ two loads; the sinks of a sequence are a few rows of its first page.
 import triton
 import triton.language as tl
 
-from packkv_kernels.attention.triton.query import fold_query
+from packkv_kernels.attention.triton.query import fold_query, score_rows
 from packkv_kernels.compress.triton.unpack import load_k_tokens, load_v_tokens
 from packkv_kernels.format import directory, tile
 
@@ -43,7 +43,6 @@ def attend_exact(
         query_ptr + (sequence * HEADS + head) * rows * D, order_ptr, step_ptr,
         group * 8, rows, head, factor, D, D_PAD,
     )  # fmt: skip
-    query = tl.trans(query)
     pages = tl.load(pages_ptr + sequence)
     share = tl.cdiv(pages, splits)
     order_ptr, steps_ptr = order_ptr + head * D, steps_ptr + head * 256
@@ -52,7 +51,7 @@ def attend_exact(
     channel = tl.arange(0, D_PAD)[None, :]
     best = tl.full([8], _NONE, tl.float32)
     total = tl.zeros([8], tl.float32)
-    mean = tl.zeros([D_PAD, 8], tl.float32)
+    mean = tl.zeros([8, D_PAD], tl.float32)
     for place in range(split * share, tl.minimum(split * share + share, pages)):
         page = tl.load(table_ptr + sequence * table_stride + place).to(tl.int64)
         section = page * HEADS + head
@@ -60,14 +59,14 @@ def attend_exact(
         packed = tl.load(directory_ptr + section * _ROW + _EXTENT) != 0
         exact = tl.load(row_ptr + tl.where(packed, _SINKS, _TOKENS))
         section_ptr = words_ptr + tl.load(bases_ptr + section)
-        for start in range(0, exact, TOKENS):
+        # hoisted, the index arithmetic of all planes would not fit the registers
+        for start in tl.range(0, exact, TOKENS, disable_licm=True):
             t = start + tl.arange(0, TOKENS)[:, None]
             keys = load_k_tokens(
                 section_ptr, row_ptr, order_ptr, step_ptr, inv_step_ptr, steps_ptr, t, channel,
                 D, False,
             )  # fmt: skip
-            scores = tl.dot(tl.where(channel < D, keys, 0.0), query, input_precision="ieee")
-            scores = tl.where(t < exact, scores, _NONE)
+            scores = tl.where(t < exact, score_rows(keys, query), _NONE)
             before = best
             best = tl.maximum(best, tl.max(scores, 0))
             shrink = tl.exp2(before - best)
@@ -77,10 +76,21 @@ def attend_exact(
                 section_ptr, row_ptr, steps_ptr, middle, t, channel,
                 D, UNIT_V, SPAN, FACTOR, False,
             )  # fmt: skip
-            mean *= shrink[None, :]
-            mean = tl.dot(tl.trans(values), p, acc=mean, input_precision="ieee")
+            mean = mean * shrink[:, None] + _weigh(p, values)
     at, column = work * states + first_state + split, tl.arange(0, 8)
-    mean /= tl.where(total == 0, 1.0, total)[None, :]
-    row = tl.arange(0, D_PAD)[:, None]
-    tl.store(mean_ptr + at * (D * 8) + row * 8 + column[None, :], mean, mask=row < D)
-    tl.store(lse_ptr + at * 8 + column, tl.where(total == 0, _NONE, best + tl.log2(total)))
+    mean /= tl.where(total == 0, 1.0, total)[:, None]
+    tl.store(
+        mean_ptr + at * (D * 8) + channel * 8 + column[:, None], mean, mask=channel < D
+    )  # fmt: skip
+    tl.store(lse_ptr + at * 8 + column, tl.where(total == 0, _NONE, best + tl.log2(tl.where(total == 0, 1.0, total))))
+
+
+@triton.jit
+def _weigh(p, values):
+    """pᵀ · values: [8, channels] from [tokens, 8] and [tokens, channels]."""
+    column = tl.arange(0, 8)
+    means = tl.zeros([8, values.shape[1]], tl.float32)
+    for n in tl.static_range(8):
+        weight = tl.sum(tl.where(column[None, :] == n, p, 0.0), 1)
+        means = tl.where(column[:, None] == n, tl.sum(values * weight[:, None], 0)[None, :], means)
+    return means

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from packkv_kernels.attention.triton.query import fold_query
+from packkv_kernels.attention.triton.query import fold_query, score_rows
 from packkv_kernels.format import directory
 
 __all__ = ["PAGES", "score_minima"]
@@ -49,12 +49,7 @@ def score_minima(
         start.to(tl.pointer_type(tl.int16))[:, None] + channel,
         mask=(kind == 2)[:, None] & inside, other=0,
     )  # fmt: skip
-    minima = short.to(tl.float32) + long.to(tl.float32)
+    scores = score_rows(short.to(tl.float32) + long.to(tl.float32), query)
     column = tl.arange(0, 8)
-    scores = tl.zeros([_PAGES, 8], tl.float32)
-    for n in tl.static_range(8):
-        own = tl.sum(tl.where(column[:, None] == n, query, 0.0), 0)
-        score = tl.sum(minima * own[None, :], 1)
-        scores = tl.where(column[None, :] == n, score[:, None], scores)
     at = (((sequence * HEADS + head) * table_stride + place) * groups + group) * 8
     tl.store(out_ptr + at[:, None] + column[None, :], scores, mask=used[:, None])

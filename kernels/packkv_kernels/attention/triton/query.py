@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ["fold_query"]
+__all__ = ["fold_query", "score_rows"]
 
 
 @triton.jit
@@ -35,3 +35,18 @@ def fold_query(
         other=0.0,
     )
     return values.to(tl.float32) * step[None, :] * factor
+
+
+@triton.jit
+def score_rows(rows, query):
+    """Float32 products rows · queryᵀ: [rows, 8] from [rows, channels] and [8, channels].
+
+    For the few rows that are not worth a tensor core, and must not lose bits to one.
+    """
+    column = tl.arange(0, 8)
+    scores = tl.zeros([rows.shape[0], 8], tl.float32)
+    for n in tl.static_range(8):
+        own = tl.sum(tl.where(column[:, None] == n, query, 0.0), 0)
+        score = tl.sum(rows * own[None, :], 1)
+        scores = tl.where(column[None, :] == n, score[:, None], scores)
+    return scores

@@ -257,10 +257,10 @@ def _store_state(
     lift = tl.where(tl.arange(0, 8) & 2 != 0, _LIFT / 16, _LIFT)
     weight = tl.sum(tl.sum(weight, 0) / lift[:, None], 0)
     share = 1.0 / tl.where(total == 0, 1.0, total)
-    mean = mean * (16777216.0 / _LIFT * share)[None, :] - (middle * weight * share)[None, :]
+    mean = mean * (share * (16777216.0 / _LIFT))[None, :] - (middle * weight * share)[None, :]
     m, column = tl.arange(0, D_PAD), tl.arange(0, 8)
     channel = ((m >> 4 & 3) * 8 + (m & 7)) * U + (m >> 6) * 2 + (m >> 3 & 1)
     at_mean = mean_ptr + at * (D * 8) + channel[:, None] * 8 + column[None, :]
     tl.store(at_mean, mean, mask=(channel < D)[:, None])
-    lse = tl.where(total == 0, _NONE, best + tl.log2(total))
+    lse = tl.where(total == 0, _NONE, best + tl.log2(tl.where(total == 0, 1.0, total)))
     tl.store(lse_ptr + at * 8 + column, lse)

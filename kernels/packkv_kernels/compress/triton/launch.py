@@ -6,10 +6,10 @@ from packkv_kernels.compress.triton.unpack import unpack_tiles
 from packkv_kernels.config import BLOCK_TOKENS
 from packkv_kernels.format.tile import v_unit
 
-__all__ = ["unpack_pages"]
+__all__ = ["UNPACK_TOKENS", "unpack_pages"]
 
 # Tokens that a program of the unpack kernel takes: more would not fit its registers.
-_TOKENS = 16
+UNPACK_TOKENS = 8
 
 
 def unpack_pages(
@@ -45,10 +45,10 @@ def unpack_pages(
         (heads, len(pages) * BLOCK_TOKENS, head_dim), dtype=dtype, device=words.device
     )
     values = torch.empty_like(keys)
-    unpack_tiles[(len(pages) * BLOCK_TOKENS // _TOKENS, heads)](
+    unpack_tiles[(len(pages) * BLOCK_TOKENS // UNPACK_TOKENS, heads)](
         words, bases, descriptors, order, step, inv_step, steps, middle, pages, keys, values,
         HEADS=heads, D=head_dim, D_PAD=max(16, 1 << (head_dim - 1).bit_length()),
-        UNIT_V=v_unit(head_dim), SPAN=span, FACTOR=span**-0.5, TOKENS=_TOKENS, NATURAL=natural,
+        UNIT_V=v_unit(head_dim), SPAN=span, FACTOR=span**-0.5, TOKENS=UNPACK_TOKENS, NATURAL=natural,
         num_warps=4,
     )  # fmt: skip
     return keys, values

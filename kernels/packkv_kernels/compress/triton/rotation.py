@@ -16,12 +16,16 @@ def rotate(x, SPAN: tl.constexpr, FACTOR: tl.constexpr):
         SPAN: size of the Hadamard matrix, a power of two that divides the channels.
         FACTOR: 1 / √SPAN.
     """
+    for stage in tl.static_range(SPAN.bit_length() - 1):
+        x = _butterflies(x, 1 << stage)
+    return x * FACTOR
+
+
+@triton.jit
+def _butterflies(x, WIDTH: tl.constexpr):
     ROWS: tl.constexpr = x.shape[0]
     CHANNELS: tl.constexpr = x.shape[1]
-    for stage in tl.static_range(SPAN.bit_length() - 1):
-        WIDTH: tl.constexpr = 1 << stage
-        pairs = tl.reshape(x, (ROWS, CHANNELS // (2 * WIDTH), 2, WIDTH))
-        a, b = tl.split(tl.permute(pairs, (0, 1, 3, 2)))
-        pairs = tl.permute(tl.join(a + b, a - b), (0, 1, 3, 2))
-        x = tl.reshape(pairs, (ROWS, CHANNELS))
-    return x * FACTOR
+    pairs = tl.reshape(x, (ROWS, CHANNELS // (2 * WIDTH), 2, WIDTH))
+    a, b = tl.split(tl.permute(pairs, (0, 1, 3, 2)))
+    pairs = tl.permute(tl.join(a + b, a - b), (0, 1, 3, 2))
+    return tl.reshape(pairs, (ROWS, CHANNELS))

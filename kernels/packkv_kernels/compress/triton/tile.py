@@ -62,7 +62,7 @@ def load_codes(
     short = tl.load(at, mask=(channel < D) & (kind == 1), other=0).to(tl.int32)
     at = start.to(tl.pointer_type(tl.int16)) + channel
     long = tl.load(at, mask=(channel < D) & (kind == 2), other=0).to(tl.int32)
-    return codes + short + long
+    return codes.to(tl.int32) + short + long
 
 
 @triton.jit

@@ -1,0 +1,128 @@
+"""Catalogue: every GPU kernel of the codec, with the shapes that its cost is stated for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from packkv_kernels.attention.triton.combine import combine_states
+from packkv_kernels.attention.triton.decode import EXACT_TOKENS
+from packkv_kernels.attention.triton.exact import attend_exact
+from packkv_kernels.attention.triton.minima import PAGES, score_minima
+from packkv_kernels.attention.triton.tiles import attend_tiles
+from packkv_kernels.compress.triton.launch import UNPACK_TOKENS
+from packkv_kernels.compress.triton.target import AMD, NVIDIA
+from packkv_kernels.compress.triton.unpack import unpack_tiles
+from packkv_kernels.config import BLOCK_TOKENS
+from packkv_kernels.format.tile import v_unit
+
+__all__ = ["ARGUMENT_TYPES", "CataloguedKernel", "catalogue"]
+
+# Types of the arguments that are not compile-time constants, by name; others are int32.
+ARGUMENT_TYPES = {
+    "query_ptr": "*fp16",
+    "order_ptr": "*i16",
+    "step_ptr": "*fp32",
+    "inv_step_ptr": "*fp32",
+    "steps_ptr": "*fp32",
+    "middle_ptr": "*fp32",
+    "spread_ptr": "*fp32",
+    "words_ptr": "*u32",
+    "bases_ptr": "*i64",
+    "descriptors_ptr": "*i32",
+    "directory_ptr": "*i32",
+    "table_ptr": "*i32",
+    "pages_ptr": "*i32",
+    "minima_scores_ptr": "*fp32",
+    "mean_ptr": "*fp32",
+    "lse_ptr": "*fp32",
+    "out_ptr": "*fp32",
+    "out_lse_ptr": "*fp32",
+    "keys_ptr": "*fp16",
+    "values_ptr": "*fp16",
+    "factor": "fp32",
+}
+
+_HEADS = 8
+
+
+@dataclass(frozen=True)
+class CataloguedKernel:
+    """A kernel at one shape.
+
+    Attributes:
+        name: what it does, and for which shape.
+        function: the jitted function.
+        constants: its compile-time arguments.
+        elements: values of K and V that a program takes, in one iteration if `loop`.
+        loop: whether its cost is that of its main loop.
+        options: of the launch.
+    """
+
+    name: str
+    function: Any
+    constants: dict[str, Any]
+    elements: int
+    loop: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def catalogue(backend: str) -> Iterator[CataloguedKernel]:
+    """All kernels as they are launched on "cuda" or "hip"."""
+    for head_dim in (128, 64):
+        yield from _decode_kernels(head_dim, backend)
+        yield from _other_kernels(head_dim)
+
+
+def _decode_kernels(head_dim: int, backend: str) -> Iterator[CataloguedKernel]:
+    target = NVIDIA if backend == "cuda" else AMD
+    variants = [("v8", 8, True, False), ("v4", 8, False, False), ("v4816", 8, True, True)]
+    if head_dim == 128:
+        variants.append(("v8_all_wide", 32, True, False))
+    for name, wide_units, has_c, has_b in variants:
+        yield CataloguedKernel(
+            f"packed_decode_attention_hd{head_dim}_{name}",
+            attend_tiles,
+            {
+                **_shape(head_dim),
+                "UNIT_V": v_unit(head_dim),
+                "WIDE_UNITS": wide_units,
+                "V_C": has_c,
+                "V_B": has_b,
+                "TILES": target.tiles,
+                "ASM": target.asm,
+            },
+            elements=target.tiles * 2 * BLOCK_TOKENS * head_dim,
+            loop=True,
+            options={"num_stages": 1},
+        )
+
+
+def _other_kernels(head_dim: int) -> Iterator[CataloguedKernel]:
+    shape, suffix = _shape(head_dim), f"_hd{head_dim}"
+    rotation = {"SPAN": head_dim, "FACTOR": head_dim**-0.5}
+    yield CataloguedKernel(
+        "attention_scores_of_minima" + suffix, score_minima, shape, elements=PAGES * head_dim
+    )
+    tokens = {"UNIT_V": v_unit(head_dim), **rotation}
+    yield CataloguedKernel(
+        "exact_token_attention" + suffix,
+        attend_exact,
+        {**shape, **tokens, "TOKENS": EXACT_TOKENS},
+        elements=2 * EXACT_TOKENS * head_dim,
+        loop=True,
+        options={"num_stages": 1},
+    )
+    combined = {"D": head_dim, "D_PAD": head_dim, **rotation}
+    yield CataloguedKernel(
+        "combine_attention_states" + suffix, combine_states, combined, elements=8 * head_dim
+    )
+    yield CataloguedKernel(
+        "unpack_tiles" + suffix,
+        unpack_tiles,
+        {**shape, **tokens, "TOKENS": UNPACK_TOKENS, "NATURAL": True},
+        elements=2 * UNPACK_TOKENS * head_dim,
+    )
+
+
+def _shape(head_dim: int) -> dict[str, Any]:
+    return {"HEADS": _HEADS, "D": head_dim, "D_PAD": head_dim}
