@@ -20,8 +20,6 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
     "gfx942": ("hip", "gfx942", 64),
 }
 
-_WARPS = 4
-
 
 @dataclass(frozen=True)
 class KernelRow:
@@ -53,7 +51,7 @@ def kernel_rows(targets: Iterable[str] = TARGETS, only: str = "") -> Iterator[Ke
             if only not in kernel.name:
                 continue
             cost = compile_offline(kernel, target)
-            per_thread = kernel.elements / (_WARPS * lanes)
+            per_thread = kernel.elements / (kernel.warps * lanes)
             yield KernelRow(
                 kernel.name,
                 target,
@@ -76,8 +74,9 @@ def compile_offline(kernel: CataloguedKernel, target: str) -> Cost:
     from triton.compiler import ASTSource
 
     names = kernel.function.arg_names
+    types = {**ARGUMENT_TYPES, **kernel.types}
     signature = {
-        name: "constexpr" if name in kernel.constants else ARGUMENT_TYPES.get(name, "i32")
+        name: "constexpr" if name in kernel.constants else types.get(name, "i32")
         for name in names
     }
     aligned = {
@@ -86,6 +85,6 @@ def compile_offline(kernel: CataloguedKernel, target: str) -> Cost:
         if name.endswith("_ptr")
     }
     source = ASTSource(kernel.function, signature, kernel.constants, aligned)
-    options = {"num_warps": _WARPS, **kernel.options}
+    options = {"num_warps": kernel.warps, **kernel.options}
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     return read_cost(compiled, loop=kernel.loop)

@@ -9,6 +9,9 @@ from packkv_kernels.attention.triton.decode import EXACT_TOKENS
 from packkv_kernels.attention.triton.exact import attend_exact
 from packkv_kernels.attention.triton.minima import PAGES, score_minima
 from packkv_kernels.attention.triton.tiles import attend_tiles
+from packkv_kernels.compress.triton.blocks import ENCODE_WARPS, GATHER_WORDS, SCALE_VALUES
+from packkv_kernels.compress.triton.encode import encode_sections, gather_sections
+from packkv_kernels.compress.triton.integers import token_scales
 from packkv_kernels.compress.triton.launch import UNPACK_TOKENS
 from packkv_kernels.compress.triton.target import AMD, NVIDIA
 from packkv_kernels.compress.triton.unpack import unpack_tiles
@@ -39,6 +42,17 @@ ARGUMENT_TYPES = {
     "out_lse_ptr": "*fp32",
     "keys_ptr": "*fp16",
     "values_ptr": "*fp16",
+    "k_scales_ptr": "*fp32",
+    "k_zeros_ptr": "*fp32",
+    "v_scales_ptr": "*fp32",
+    "v_zeros_ptr": "*fp32",
+    "scales_ptr": "*fp32",
+    "zeros_ptr": "*fp32",
+    "levels_ptr": "*i32",
+    "inverse_ptr": "*fp32",
+    "thresholds_ptr": "*fp32",
+    "starts_ptr": "*i64",
+    "rel": "fp32",
     "factor": "fp32",
 }
 
@@ -55,7 +69,9 @@ class CataloguedKernel:
         constants: its compile-time arguments.
         elements: values of K and V that a program takes, in one iteration if `loop`.
         loop: whether its cost is that of its main loop.
+        warps: of a program.
         options: of the launch.
+        types: of arguments whose type is not in `ARGUMENT_TYPES`.
     """
 
     name: str
@@ -63,7 +79,9 @@ class CataloguedKernel:
     constants: dict[str, Any]
     elements: int
     loop: bool = False
+    warps: int = 4
     options: dict[str, Any] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
 
 
 def catalogue(backend: str) -> Iterator[CataloguedKernel]:
@@ -71,6 +89,14 @@ def catalogue(backend: str) -> Iterator[CataloguedKernel]:
     for head_dim in (128, 64):
         yield from _decode_kernels(head_dim, backend)
         yield from _other_kernels(head_dim)
+        yield from _encode_kernels(head_dim)
+    yield CataloguedKernel(
+        "gather_sections",
+        gather_sections,
+        {"WORDS": GATHER_WORDS},
+        elements=GATHER_WORDS,
+        types={"out_ptr": "*u32"},
+    )
 
 
 def _decode_kernels(head_dim: int, backend: str) -> Iterator[CataloguedKernel]:
@@ -121,6 +147,33 @@ def _other_kernels(head_dim: int) -> Iterator[CataloguedKernel]:
         unpack_tiles,
         {**shape, **tokens, "TOKENS": UNPACK_TOKENS, "NATURAL": True},
         elements=2 * UNPACK_TOKENS * head_dim,
+    )
+
+
+def _encode_kernels(head_dim: int) -> Iterator[CataloguedKernel]:
+    constants = {
+        **_shape(head_dim),
+        "UNIT_V": v_unit(head_dim),
+        "SPAN": head_dim,
+        "FACTOR": head_dim**-0.5,
+        "SHARE": 1 / head_dim,
+    }
+    for codec, hybrid in (("hybrid", True), ("packkv", False)):
+        yield CataloguedKernel(
+            f"encode_{codec}_sections_hd{head_dim}",
+            encode_sections,
+            {**constants, "HYBRID": hybrid},
+            elements=2 * BLOCK_TOKENS * head_dim,
+            warps=ENCODE_WARPS,
+            options={"enable_fp_fusion": False},
+        )
+    width = _HEADS * head_dim
+    yield CataloguedKernel(
+        f"packkv_token_scales_hd{head_dim}",
+        token_scales,
+        {"WIDTH": width, "WIDTH_PAD": width, "TOKENS": SCALE_VALUES // width},
+        elements=SCALE_VALUES,
+        options={"enable_fp_fusion": False},
     )
 
 

@@ -15,13 +15,22 @@ from packkv_kernels.compress.triton.integers import token_scales
 from packkv_kernels.config import BLOCK_TOKENS, V_BITS, PackKVConfig
 from packkv_kernels.format.tile import DESCRIPTOR_WORDS, WORDS, v_unit
 
-__all__ = ["GATHER_WORDS", "DeviceSections", "Encoder", "encode_blocks"]
+__all__ = [
+    "ENCODE_WARPS",
+    "GATHER_WORDS",
+    "SCALE_VALUES",
+    "DeviceSections",
+    "Encoder",
+    "encode_blocks",
+]
 
 # Words that a program of the copy moves.
 GATHER_WORDS = 1024
 
 # Values that a program of the scale pass holds.
-_SCALE_VALUES = 8192
+SCALE_VALUES = 8192
+
+ENCODE_WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class Encoder:
             HEADS=self.heads, D=self.head_dim, D_PAD=max(16, _power(self.head_dim)),
             UNIT_V=v_unit(self.head_dim), HYBRID=not isinstance(self.config, PackKVConfig),
             SPAN=span, FACTOR=1 / math.sqrt(span), SHARE=1 / self.head_dim,
-            num_warps=8, enable_fp_fusion=False,
+            num_warps=ENCODE_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
         starts = torch.zeros(sections + 1, dtype=torch.int64, device=device)
         torch.cumsum(descriptors.view(sections, -1)[:, WORDS], 0, out=starts[1:])
@@ -107,7 +116,7 @@ class Encoder:
         scale = torch.empty(layers, tokens, dtype=torch.float32, device=values.device)
         zero = torch.empty_like(scale)
         width = heads * head_dim
-        rows = max(1, _SCALE_VALUES // _power(width))
+        rows = max(1, SCALE_VALUES // _power(width))
         token_scales[(-(-layers * tokens // rows),)](
             values, scale, zero, layers * tokens, getattr(self.config, rel),
             WIDTH=width, WIDTH_PAD=_power(width), TOKENS=rows, enable_fp_fusion=False,

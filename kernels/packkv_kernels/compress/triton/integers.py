@@ -71,8 +71,8 @@ def rotated_codes(
     # how many thresholds are not above it, by bisection
     code = tl.zeros([64, 1], tl.int32)
     for bit in tl.static_range(8):
-        step: tl.constexpr = 128 >> bit
-        code = tl.where(tl.load(thresholds_ptr + code + (step - 1)) <= squares, code + step, code)
+        above = tl.load(thresholds_ptr + code + ((128 >> bit) - 1)) > squares
+        code = tl.where(above, code, code + (128 >> bit))
     beyond = tl.load(thresholds_ptr + 255) <= squares
     code = tl.where(inexact, code, 0)
     level = tl.floor(rotated * tl.load(inverse_ptr + code)) + (levels // 2).to(tl.float32)
