@@ -106,6 +106,8 @@ def test_an_interrupted_demo_leaves_no_process_behind(number: int, smollm2: Path
         [*COMMAND, "--model", str(smollm2)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # a shell that runs the tests in the background has SIGINT ignored, and children inherit it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         children = wait_for_children(demo.pid, count=2)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import typer
 
 from packkv.bench.codec import command as codec
+from packkv.bench.kernels import command as kernels
 
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
     bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     codec.register(bench)
+    kernels.register(bench)
     app.add_typer(bench, name="bench", help="Measure quality and speed, and write the figures.")

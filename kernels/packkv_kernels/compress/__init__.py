@@ -67,6 +67,11 @@ def encode_layer(
         return raw.encode_blocks(keys.cpu(), values.cpu())
     plan = _plan_of(keys, layer, config, profile, first_head)
     choice = choose_backend(backend, keys.device)
+    if choice == "triton":
+        # machines without a GPU never load it
+        from packkv_kernels.compress.triton.blocks import encode_blocks
+
+        return encode_blocks(keys, values, plan, first_token)
     encode = reference.encode_blocks if choice == "reference" else cpu.encode_blocks
     return encode(keys.cpu().float(), values.cpu().float(), plan, first_token)
 

@@ -1,7 +1,7 @@
 """GPU kernels without a GPU: compiled for targets that are not here, and their machine code read.
 
-    catalogue    every kernel with the shapes its cost is stated for
-    disassembly  registers, spills and instructions of a compiled kernel
+catalogue    every kernel with the shapes its cost is stated for
+disassembly  registers, spills and instructions of a compiled kernel
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,15 @@ from typing import Any
 from packkv_kernels.offline.catalogue import ARGUMENT_TYPES, CataloguedKernel, catalogue
 from packkv_kernels.offline.disassembly import Cost, read_cost
 
-__all__ = ["TARGETS", "CataloguedKernel", "Cost", "KernelRow", "compile_offline", "kernel_rows"]
+__all__ = [
+    "TARGETS",
+    "CataloguedKernel",
+    "Cost",
+    "KernelRow",
+    "catalogue",
+    "compile_offline",
+    "kernel_rows",
+]
 
 # Name, Triton backend, architecture, lanes of a warp.
 TARGETS: dict[str, tuple[str, int | str, int]] = {
@@ -76,8 +84,7 @@ def compile_offline(kernel: CataloguedKernel, target: str) -> Cost:
     names = kernel.function.arg_names
     types = {**ARGUMENT_TYPES, **kernel.types}
     signature = {
-        name: "constexpr" if name in kernel.constants else types.get(name, "i32")
-        for name in names
+        name: "constexpr" if name in kernel.constants else types.get(name, "i32") for name in names
     }
     aligned = {
         (place,): [["tt.divisibility", 16]]

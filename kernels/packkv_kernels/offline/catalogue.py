@@ -9,9 +9,14 @@ from packkv_kernels.attention.triton.decode import EXACT_TOKENS
 from packkv_kernels.attention.triton.exact import attend_exact
 from packkv_kernels.attention.triton.minima import PAGES, score_minima
 from packkv_kernels.attention.triton.tiles import attend_tiles
-from packkv_kernels.compress.triton.blocks import ENCODE_WARPS, GATHER_WORDS, SCALE_VALUES
+from packkv_kernels.compress.triton.blocks import (
+    ENCODE_WARPS,
+    GATHER_WORDS,
+    ROTATE_TOKENS,
+    SCALE_VALUES,
+)
 from packkv_kernels.compress.triton.encode import encode_sections, gather_sections
-from packkv_kernels.compress.triton.integers import token_scales
+from packkv_kernels.compress.triton.integers import quantise_values, token_scales
 from packkv_kernels.compress.triton.launch import UNPACK_TOKENS
 from packkv_kernels.compress.triton.target import AMD, NVIDIA
 from packkv_kernels.compress.triton.unpack import unpack_tiles
@@ -49,6 +54,8 @@ ARGUMENT_TYPES = {
     "scales_ptr": "*fp32",
     "zeros_ptr": "*fp32",
     "levels_ptr": "*i32",
+    "codes_ptr": "*u8",
+    "scale_codes_ptr": "*i16",
     "inverse_ptr": "*fp32",
     "thresholds_ptr": "*fp32",
     "starts_ptr": "*i64",
@@ -151,19 +158,27 @@ def _other_kernels(head_dim: int) -> Iterator[CataloguedKernel]:
 
 
 def _encode_kernels(head_dim: int) -> Iterator[CataloguedKernel]:
-    constants = {
-        **_shape(head_dim),
-        "UNIT_V": v_unit(head_dim),
-        "SPAN": head_dim,
-        "FACTOR": head_dim**-0.5,
-        "SHARE": 1 / head_dim,
-    }
+    yield CataloguedKernel(
+        f"quantise_rotated_values_hd{head_dim}",
+        quantise_values,
+        {
+            **_shape(head_dim),
+            "SPAN": head_dim,
+            "FACTOR": head_dim**-0.5,
+            "SHARE": 1 / head_dim,
+            "TOKENS": ROTATE_TOKENS,
+        },
+        elements=ROTATE_TOKENS * head_dim,
+        options={"enable_fp_fusion": False},
+    )
+    constants = {**_shape(head_dim), "UNIT_V": v_unit(head_dim)}
     for codec, hybrid in (("hybrid", True), ("packkv", False)):
         yield CataloguedKernel(
             f"encode_{codec}_sections_hd{head_dim}",
             encode_sections,
             {**constants, "HYBRID": hybrid},
-            elements=2 * BLOCK_TOKENS * head_dim,
+            elements=BLOCK_TOKENS * head_dim // 16,
+            loop=True,
             warps=ENCODE_WARPS,
             options={"enable_fp_fusion": False},
         )

@@ -17,9 +17,9 @@ __all__ = ["Cost", "read_cost"]
 
 # Integer and comparison operations that share one pipe of half the issue rate. Operations of the
 # uniform datapath (U…) are not counted at all: a warp pays for them once, beside its lanes.
-_ALU = frozenset(
-    "BMSK FMNMX FSEL FSETP IABS IADD IADD3 IMNMX ISETP LEA LOP3 MOV P2R PLOP3 PRMT R2P SEL SGXT "
-    "SHF SHL SHR VIADD VIADDMNMX VIMNMX".split()
+_ALU = re.compile(
+    "BMSK|FMNMX|FSEL|FSETP|IABS|IADD3?|IMNMX|ISETP|LEA|LOP3|MOV|P2R|PLOP3|PRMT|R2P|SEL|SGXT|"
+    "SH[FLR]|VIADD|VIADDMNMX|VIMNMX"
 )
 
 _NVIDIA_LABEL = re.compile(r"\s*(\.L_x_\d+):")
@@ -80,7 +80,7 @@ def _read_cubin(cubin: bytes, shared: int, loop: bool) -> Cost:
         registers=_usage(usage, "REG"),
         spill_bytes=max(_usage(usage, "STACK"), _usage(usage, "LOCAL")),
         shared_bytes=shared,
-        alu=sum(n for name, n in counted.items() if name in _ALU),
+        alu=sum(n for name, n in counted.items() if _ALU.fullmatch(name)),
         issue=sum(n for name, n in counted.items() if name != "NOP"),
         operations=operations,
     )

@@ -1,9 +1,9 @@
 """Attention over packed pages on a GPU: fused for few queries, unpack-once for many.
 
-    fragments  planes to tensor-core operands, in registers
-    tiles      the decode kernel over packed tiles;  minima  what is taken out of its loop
-    exact      the tokens it leaves aside;  combine  the merge of all partial states
-    decode     the fixed sequence of launches;  resident  pages on the device
+fragments  planes to tensor-core operands, in registers
+tiles      the decode kernel over packed tiles;  minima  what is taken out of its loop
+exact      the tokens it leaves aside;  combine  the merge of all partial states
+decode     the fixed sequence of launches;  resident  pages on the device
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from packkv_kernels.attention.packed import PackedLayer
 from packkv_kernels.attention.state import AttentionState, dense_state
 from packkv_kernels.attention.triton.decode import PackedDecode
 from packkv_kernels.attention.triton.resident import DeviceLayer, resident_layer
-from packkv_kernels.compress.triton.launch import unpack_pages
 
 __all__ = ["DeviceLayer", "PackedDecode", "packed_states", "resident_layer"]
 
@@ -64,10 +63,7 @@ def _unpacked_state(
     query: torch.Tensor, layer: DeviceLayer, table: NDArray[np.int32], scaling: float
 ) -> AttentionState:
     pages = torch.from_numpy(table).to(query.device)
-    keys, values = unpack_pages(
-        layer.words, layer.bases, layer.descriptors, pages,
-        layer.order, layer.step, layer.inv_step, layer.steps, layer.middle, layer.span,
-    )  # fmt: skip
+    keys, values = layer.unpack(pages)
     grouped = (query.float() * scaling).view(layer.heads, -1, *query.shape[1:])
     return dense_state(grouped, keys, values, causal=False)
 

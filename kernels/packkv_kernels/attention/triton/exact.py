@@ -82,7 +82,10 @@ def attend_exact(
     tl.store(
         mean_ptr + at * (D * 8) + channel * 8 + column[:, None], mean, mask=channel < D
     )  # fmt: skip
-    tl.store(lse_ptr + at * 8 + column, tl.where(total == 0, _NONE, best + tl.log2(tl.where(total == 0, 1.0, total))))
+    tl.store(
+        lse_ptr + at * 8 + column,
+        tl.where(total == 0, _NONE, best + tl.log2(tl.where(total == 0, 1.0, total))),
+    )
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from packkv_kernels.attention.packed import PackedLayer
 from packkv_kernels.compress.rotation import rotation_span
 from packkv_kernels.compress.scales import scale_tables
+from packkv_kernels.compress.triton.launch import unpack_pages
 from packkv_kernels.format import tile
 from packkv_kernels.format.directory import K_BITMAPS, MAX_UNITS, directory_rows
 
@@ -72,6 +73,25 @@ class DeviceLayer:
     def middle(self) -> torch.Tensor:
         """float32 [heads]: half a level below the middle of the codes of V."""
         return self.spread[:, 1].contiguous()
+
+    def unpack(
+        self, pages: torch.Tensor, *, dtype: torch.dtype = torch.float32, natural: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V [heads, pages · 64, head_dim] of pages, int32 [pages]; see `unpack_pages`."""
+        return unpack_pages(
+            self.words,
+            self.bases,
+            self.descriptors,
+            pages,
+            self.order,
+            self.step,
+            self.inv_step,
+            self.steps,
+            self.middle,
+            self.span,
+            dtype=dtype,
+            natural=natural,
+        )
 
 
 def resident_layer(

@@ -4,8 +4,9 @@ Both products have the tile as left operand, so that its codes are the fragments
 
     scores [tokens, 8 queries] = K q'     O [channels, 8 queries] += Vᵀ (p · token scale)
 
-An iteration takes TILES tiles, four on NVIDIA. In the first product a warp owns a tile; in the second all warps
-share all tokens and each owns a quarter of the channels. `fragments` says why unpacking is cheap.
+An iteration takes TILES tiles, four on NVIDIA. In the first product a warp owns a tile; in the
+second all warps share all tokens and each owns a quarter of the channels. `fragments` says why
+unpacking is cheap.
 """
 
 import triton
@@ -104,7 +105,7 @@ def attend_tiles(
         if WIDE_UNITS > 0:
             keys = _load_wide_keys(words_ptr, at, lane, wide_unit, ASM)
             scores = tl.dot(keys, wide, acc=scores)
-        # [(e, k1), tile, k0, lane, query]
+        # axes: (e, k1), tile, k0, lane, query
         scores = tl.reshape(scores, (4, TILES, 2, 8, 8))
         place = start + tl.arange(0, TILES)
         used = place < last

@@ -1,8 +1,9 @@
-"""Blocks of K and V to sections on the device: a scale pass for packkv, one pass, a scan, a copy."""
+"""Blocks of K and V to sections on the device: scales, planes, a scan over the lengths, a copy."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,13 +12,14 @@ from packkv_kernels.compress.plan import LayerPlan
 from packkv_kernels.compress.rotation import rotation_span
 from packkv_kernels.compress.scales import mean_square_thresholds, scale_tables
 from packkv_kernels.compress.triton.encode import encode_sections, gather_sections
-from packkv_kernels.compress.triton.integers import token_scales
+from packkv_kernels.compress.triton.integers import quantise_values, token_scales
 from packkv_kernels.config import BLOCK_TOKENS, V_BITS, PackKVConfig
 from packkv_kernels.format.tile import DESCRIPTOR_WORDS, WORDS, v_unit
 
 __all__ = [
     "ENCODE_WARPS",
     "GATHER_WORDS",
+    "ROTATE_TOKENS",
     "SCALE_VALUES",
     "DeviceSections",
     "Encoder",
@@ -30,7 +32,10 @@ GATHER_WORDS = 1024
 # Values that a program of the scale pass holds.
 SCALE_VALUES = 8192
 
-ENCODE_WARPS = 8
+ENCODE_WARPS = 4
+
+# Tokens of V that a program rotates.
+ROTATE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Encoder:
             device: where kernels run.
         """
 
-        def stack(rows: list[np.ndarray]) -> torch.Tensor:  # type: ignore[type-arg]
+        def stack(rows: list[np.ndarray]) -> torch.Tensor:
             return torch.from_numpy(np.stack(rows)).to(device)
 
         self.config = plans[0].config
@@ -90,13 +95,11 @@ class Encoder:
         shape = (layers, sections // (layers * self.heads), self.heads, DESCRIPTOR_WORDS)
         descriptors = torch.empty(shape, dtype=torch.int32, device=device)
         scales = [*self._scales(keys, "rel_k"), *self._scales(values, "rel_v")]
-        span = rotation_span(self.head_dim)
         encode_sections[(sections // layers, layers)](
-            keys, values, self._order, self._inv_step, self._levels, self._inverses,
-            self._thresholds, *scales, words, descriptors, tokens, sinks, slot_words,
+            keys, values, self._order, self._inv_step, self._levels,
+            *self._codes(values, sinks), *scales, words, descriptors, tokens, sinks, slot_words,
             HEADS=self.heads, D=self.head_dim, D_PAD=max(16, _power(self.head_dim)),
             UNIT_V=v_unit(self.head_dim), HYBRID=not isinstance(self.config, PackKVConfig),
-            SPAN=span, FACTOR=1 / math.sqrt(span), SHARE=1 / self.head_dim,
             num_warps=ENCODE_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
         starts = torch.zeros(sections + 1, dtype=torch.int64, device=device)
@@ -106,6 +109,26 @@ class Encoder:
             words, starts, gathered, slot_words, WORDS=GATHER_WORDS
         )
         return DeviceSections(gathered, starts, descriptors)
+
+    def _codes(self, values: torch.Tensor, sinks: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and scale codes of rotated V; empty for codecs that do not rotate it."""
+        layers, tokens, heads, head_dim = values.shape
+        if isinstance(self.config, PackKVConfig):
+            tokens = 0
+        codes = torch.empty(
+            layers, heads, tokens, head_dim, dtype=torch.uint8, device=values.device
+        )
+        scale_codes = torch.empty(layers, heads, tokens, dtype=torch.int16, device=values.device)
+        span = rotation_span(head_dim)
+        if tokens:
+            quantise_values[(-(-tokens // ROTATE_TOKENS), heads, layers)](
+                values, self._levels, self._inverses, self._thresholds, codes, scale_codes,
+                tokens, sinks,
+                HEADS=heads, D=head_dim, D_PAD=max(16, _power(head_dim)), SPAN=span,
+                FACTOR=1 / math.sqrt(span), SHARE=1 / head_dim, TOKENS=ROTATE_TOKENS,
+                enable_fp_fusion=False,
+            )  # fmt: skip
+        return codes, scale_codes
 
     def _scales(self, values: torch.Tensor, rel: str) -> tuple[torch.Tensor, torch.Tensor]:
         """PackKV's scale and zero, float32 [layers, tokens] each; empty for other codecs."""
@@ -139,7 +162,7 @@ def encode_blocks(
     found = encode(keys[None].contiguous(), values[None].contiguous(), first_token)
     starts = found.starts.tolist()
     data = found.words[: starts[-1]].cpu().numpy().tobytes()
-    sections = [data[4 * a : 4 * b] for a, b in zip(starts, starts[1:], strict=False)]
+    sections = [data[4 * a : 4 * b] for a, b in pairwise(starts)]
     heads = plan.heads
     return [sections[at : at + heads] for at in range(0, len(sections), heads)]
 

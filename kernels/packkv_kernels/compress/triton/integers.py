@@ -9,7 +9,7 @@ import triton.language as tl
 
 from packkv_kernels.compress.triton.rotation import rotate
 
-__all__ = ["above_minima", "round_even", "rotated_codes", "token_scales"]
+__all__ = ["quantise_values", "round_even", "token_scales"]
 
 # 1.5 · 2²³: what is added to it is rounded to an integer, ties to even
 _INTEGERS = tl.constexpr(12582912.0)
@@ -22,63 +22,51 @@ def round_even(x):
 
 
 @triton.jit
-def above_minima(integers, inexact, channel, D: tl.constexpr):
-    """Codes of integer-valued floats [64, channels] above each channel's minimum.
-
-    Args:
-        inexact: int1 [64, 1], the tokens that have codes.
-        channel: int32 [1, channels]; those past D have code and minimum 0.
-
-    Returns:
-        (codes int32 [64, channels], minima int32 [channels], largest code int32 [channels],
-        whether codes fit 8 bits and minima int16).
-    """
-    counted = inexact & (channel < D)
-    low = tl.min(tl.where(counted, integers, float("inf")), 0)
-    high = tl.max(tl.where(counted, integers, float("-inf")), 0)
-    some = low <= high
-    low, high = tl.where(some, low, 0.0), tl.where(some, high, 0.0)
-    # infinite integers have some = True and fail here
-    fits = (low >= -32768) & (low <= 32767) & (high - low <= 255)
-    low, high = tl.where(fits, low, 0.0), tl.where(fits, high, 0.0)
-    codes = tl.where(counted & fits[None, :], integers - low[None, :], 0.0).to(tl.int32)
-    return codes, low.to(tl.int32), (high - low).to(tl.int32), tl.min(fits.to(tl.int32), 0) != 0
-
-
-@triton.jit
-def rotated_codes(
-    values, inexact, levels, inverse_ptr, thresholds_ptr, channel,
-    D: tl.constexpr, D_PAD: tl.constexpr, SPAN: tl.constexpr, FACTOR: tl.constexpr,
-    SHARE: tl.constexpr,
+def quantise_values(
+    values_ptr, levels_ptr, inverse_ptr, thresholds_ptr, codes_ptr, scale_codes_ptr,
+    tokens, sinks,
+    HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, SPAN: tl.constexpr,
+    FACTOR: tl.constexpr, SHARE: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """Codes and scale codes of V [64, D_PAD], natural order, zeros past D.
+    """Rotates and quantises V of TOKENS tokens of a head; the grid is (tokens, HEADS, layers).
 
     Args:
-        inexact: int1 [64, 1], the tokens that have codes.
-        levels: 4, 8 or 16.
-        inverse_ptr, thresholds_ptr: float32 [256], of `compress.scales`.
-        SPAN, FACTOR: of the rotation.
-        SHARE: float32(1 / D).
-
-    Returns:
-        (codes int32 [64, channels], scale codes int32 [64, 1], whether all have one).
+        values_ptr: [layers, tokens, HEADS, D].
+        levels_ptr: int32 [layers, HEADS]: 4, 8 or 16.
+        inverse_ptr, thresholds_ptr: float32 [5, 256] by width of the levels, and [256].
+        codes_ptr: uint8 [layers, HEADS, tokens, D], written; 0 for the sinks.
+        scale_codes_ptr: int16 [layers, HEADS, tokens], written; 256: beyond what there is.
+        SPAN, FACTOR, SHARE: of the rotation, and float32(1 / D).
     """
-    rotated = rotate(values, SPAN, FACTOR)
+    head, layer = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    channel = tl.arange(0, D_PAD)[None, :]
+    inside = (t < tokens) & (channel < D)
+    at = ((layer * tokens + t) * HEADS + head) * D + channel
+    rotated = rotate(
+        tl.load(values_ptr + at, mask=inside, other=0.0).to(tl.float32), SPAN, FACTOR
+    )  # fmt: skip
     squares = rotated * rotated
     for _ in tl.static_range(D_PAD.bit_length() - 1):
         squares = _add_halves(squares)
     squares = squares * SHARE
     # how many thresholds are not above it, by bisection
-    code = tl.zeros([64, 1], tl.int32)
+    code = tl.zeros([TOKENS, 1], tl.int32)
     for bit in tl.static_range(8):
         above = tl.load(thresholds_ptr + code + ((128 >> bit) - 1)) > squares
         code = tl.where(above, code, code + (128 >> bit))
     beyond = tl.load(thresholds_ptr + 255) <= squares
-    code = tl.where(inexact, code, 0)
-    level = tl.floor(rotated * tl.load(inverse_ptr + code)) + (levels // 2).to(tl.float32)
+    levels = tl.load(levels_ptr + layer * HEADS + head)
+    width = tl.where(levels == 16, 4, levels // 4 + 1)
+    inverse = tl.load(inverse_ptr + width * 256 + code)
+    level = tl.floor(rotated * inverse) + (levels // 2).to(tl.float32)
     level = tl.minimum(tl.maximum(level, 0.0), (levels - 1).to(tl.float32))
-    codes = tl.where(inexact & (channel < D), level, 0.0).to(tl.int32)
-    return codes, code, tl.max(tl.max((beyond & inexact).to(tl.int32), 0), 0) == 0
+    inexact = t >= sinks
+    row = (layer * HEADS + head) * tokens + t
+    codes = tl.where(inexact, level, 0.0).to(tl.uint8)
+    tl.store(codes_ptr + row * D + channel, codes, mask=inside)
+    code = tl.where(inexact, tl.where(beyond, 256, code), 0)
+    tl.store(scale_codes_ptr + row, code.to(tl.int16), mask=t < tokens)
 
 
 @triton.jit

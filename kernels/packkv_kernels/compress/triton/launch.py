@@ -48,7 +48,7 @@ def unpack_pages(
     unpack_tiles[(len(pages) * BLOCK_TOKENS // UNPACK_TOKENS, heads)](
         words, bases, descriptors, order, step, inv_step, steps, middle, pages, keys, values,
         HEADS=heads, D=head_dim, D_PAD=max(16, 1 << (head_dim - 1).bit_length()),
-        UNIT_V=v_unit(head_dim), SPAN=span, FACTOR=span**-0.5, TOKENS=UNPACK_TOKENS, NATURAL=natural,
-        num_warps=4,
+        UNIT_V=v_unit(head_dim), SPAN=span, FACTOR=span**-0.5, TOKENS=UNPACK_TOKENS,
+        NATURAL=natural, num_warps=4,
     )  # fmt: skip
     return keys, values

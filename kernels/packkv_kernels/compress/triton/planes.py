@@ -1,21 +1,91 @@
-"""Codes to planes in a kernel: which units have a plane, where it lies, and its words."""
+"""Integers to planes in a kernel, in the order of the planes: a thread owns whole words.
+
+A tensor of [lanes, columns] has an element for every word of a dense plane A: of K eight lanes and
+a column for two channels, of V four lanes and a column for each. The sixteen fields of a word are
+visited one by one, so that no bit crosses a thread.
+"""
 
 import triton
 import triton.language as tl
 
-__all__ = ["bitmap_word", "plane_mode", "unit_planes", "write_plane"]
+from packkv_kernels.compress.triton.integers import round_even
+
+__all__ = ["bitmap_word", "channel_range", "plane_mode", "unit_planes", "write_planes"]
 
 
 @triton.jit
-def unit_planes(widest, D: tl.constexpr, UNIT: tl.constexpr):
-    """Which units need C, B, H1, H2: four int32 [channels / UNIT] of 0 and 1.
+def _place(field, SIDE: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """(token [lanes, 1], channel [1, columns], e, j, h) of one of the sixteen fields of words."""
+    lane, column = tl.arange(0, LANES)[:, None], tl.arange(0, COLUMNS)[None, :]
+    e, k1, k0, h = field >> 3, (field >> 2) & 1, (field >> 1) & 1, field & 1
+    if SIDE == 0:
+        t, channel = 8 * (field >> 1) + lane, 2 * column + h
+    else:
+        t, channel = 32 * e + 16 * k1 + 4 * lane + 2 * k0 + h, column
+    return t, channel, e, k0 + 2 * k1, h
 
-    Args:
-        widest: int32 [channels], largest code of each.
+
+@triton.jit
+def _integers(
+    values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr, t, channel, inexact,
+    D: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """Integer-valued floats, before minima are taken off; see `write_planes`."""
+    natural = channel
+    if KIND == 0:
+        natural = tl.load(order_ptr + channel, mask=channel < D, other=0).to(tl.int32)
+    x = tl.load(values_ptr + t * stride + natural, mask=inexact & (channel < D), other=0)
+    x = x.to(tl.float32)
+    if KIND == 0:
+        x = round_even(x * tl.load(inv_step_ptr + natural, mask=channel < D, other=0.0))
+    if KIND == 1:
+        scale = tl.load(scales_ptr + t, mask=inexact, other=1.0)
+        zero = tl.load(zeros_ptr + t, mask=inexact, other=0.0)
+        x = round_even(tl.math.div_rn(x, scale)) - zero
+    return x
+
+
+@triton.jit
+def channel_range(
+    values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr, begin, end,
+    D: tl.constexpr, D_PAD: tl.constexpr, SIDE: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """Least and largest integer over tokens begin … end, as floats; 0 and 0 without a token.
+
+    Returns:
+        (low, high) of channel 2 · column and of 2 · column + 1 for K: four of [columns]; for V
+        of each channel, twice the same two.
     """
-    UNITS: tl.constexpr = widest.shape[0] // UNIT
-    largest = tl.max(tl.reshape(widest, (UNITS, UNIT)), 1)
-    exists = tl.arange(0, UNITS) < D // UNIT
+    LANES: tl.constexpr = 8 if SIDE == 0 else 4
+    COLUMNS: tl.constexpr = D_PAD // 2 if SIDE == 0 else D_PAD
+    low0 = tl.full([LANES, COLUMNS], float("inf"), tl.float32)
+    high0 = tl.full([LANES, COLUMNS], float("-inf"), tl.float32)
+    low1, high1 = low0, high0
+    for field in range(16):
+        t, channel, _, _, h = _place(field, SIDE, LANES, COLUMNS)
+        inexact = (t >= begin) & (t < end)
+        x = _integers(values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr,
+            t, channel, inexact, D, KIND)  # fmt: skip
+        low, high = tl.where(inexact, x, float("inf")), tl.where(inexact, x, float("-inf"))
+        low0 = tl.where(h == 0, tl.minimum(low0, low), low0)
+        high0 = tl.where(h == 0, tl.maximum(high0, high), high0)
+        low1 = tl.where(h == 1, tl.minimum(low1, low), low1)
+        high1 = tl.where(h == 1, tl.maximum(high1, high), high1)
+    if SIDE == 1:
+        low0, high0 = tl.minimum(low0, low1), tl.maximum(high0, high1)
+        low1, high1 = low0, high0
+    low0, high0, low1, high1 = tl.min(low0, 0), tl.max(high0, 0), tl.min(low1, 0), tl.max(high1, 0)
+    none = begin >= end
+    return (
+        tl.where(none, 0.0, low0), tl.where(none, 0.0, high0),
+        tl.where(none, 0.0, low1), tl.where(none, 0.0, high1),
+    )  # fmt: skip
+
+
+@triton.jit
+def unit_planes(largest, UNITS: tl.constexpr):
+    """Which units need C, B, H1, H2: four int32 like `largest`, of 0 and 1."""
+    exists = tl.arange(0, largest.shape[0]) < UNITS
     c = ((largest >= 4) & (largest < 8) & exists).to(tl.int32)
     b = ((largest >= 8) & exists).to(tl.int32)
     h1 = ((largest >= 16) & exists).to(tl.int32)
@@ -39,52 +109,65 @@ def bitmap_word(present, WORD: tl.constexpr):
 
 
 @triton.jit
-def write_plane(
-    words_ptr, codes, present, LOW: tl.constexpr, BITS: tl.constexpr, SIDE: tl.constexpr,
+def write_planes(
+    words_ptr, starts, planes, values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr,
+    low0, low1, begin, end, fits,
+    D: tl.constexpr, D_PAD: tl.constexpr, SIDE: tl.constexpr, KIND: tl.constexpr,
     UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Writes the pieces of a plane's units.
+    """Writes all planes of a side whose codes fit.
 
     Args:
-        words_ptr: where the plane begins.
-        codes: int32 [64, channels].
-        present: int32 [channels / UNIT], 1 for units that have the plane.
-        LOW, BITS: which bits of a code the plane holds; BITS is 1 for C, else 2.
-        SIDE: 0 for K, 1 for V.
+        words_ptr: the section.
+        starts: where planes A, C, B, H1, H2 begin.
+        planes: of `unit_planes`.
+        values_ptr, stride: value [t · stride + natural channel] of a token.
+        low0, low1: minima, of `channel_range`.
+        begin, end: the tokens that have codes.
+        KIND: what an integer is. 0: K of hybrid, rint(x · inv_step) in stored order. 1: packkv's
+            rint(x / scale) − zero. 2: a code already, without a minimum.
     """
-    CHANNELS: tl.constexpr = codes.shape[1]
-    field = (codes >> LOW).to(tl.uint32) & (2 * BITS - 1 if BITS == 1 else 3)
-    t, c = tl.arange(0, 64)[:, None], tl.arange(0, CHANNELS)[None, :]
-    e, k1 = t >> 5, (t >> 4) & 1
-    if SIDE == 0:
-        j, h, column = ((t >> 3) & 1) + 2 * k1, c & 1, (c >> 1) & 1
-    else:
-        j, h, column = ((t >> 1) & 1) + 2 * k1, t & 1, c & 1
-    bit = 16 * h + 2 * (e + 2 * j) if BITS == 2 else 16 * h + 4 * j + e + 2 * column
-    field = field << bit.to(tl.uint32)
-    # tokens of one word are added up: no two fields share a bit
-    if SIDE == 0:
-        LANES: tl.constexpr = 8
-        by_lane = tl.sum(tl.reshape(field, (8, 8, CHANNELS)), 0)
-        JOINED: tl.constexpr = 2 if BITS == 2 else 4
-    else:
-        LANES: tl.constexpr = 4
-        by_lane = tl.sum(tl.sum(tl.reshape(field, (4, 4, 4, CHANNELS)), 2), 0)
-        JOINED: tl.constexpr = 1 if BITS == 2 else 2
-    COLUMNS: tl.constexpr = CHANNELS // JOINED
-    words = tl.sum(tl.reshape(by_lane, (LANES, COLUMNS, JOINED)), 2)
-    PER_UNIT: tl.constexpr = UNIT // JOINED
-    lane, place = tl.arange(0, LANES)[:, None], tl.arange(0, COLUMNS)
-    word = lane * PER_UNIT + (place % PER_UNIT)[None, :]
+    LANES: tl.constexpr = 8 if SIDE == 0 else 4
+    COLUMNS: tl.constexpr = D_PAD // 2 if SIDE == 0 else D_PAD
+    a = tl.zeros([LANES, COLUMNS], tl.uint32)
+    b, c, h1, h2 = a, a, a, a
+    parity = tl.arange(0, COLUMNS)[None, :] & 1
+    for field in range(16):
+        t, channel, e, j, h = _place(field, SIDE, LANES, COLUMNS)
+        inexact = (t >= begin) & (t < end)
+        x = _integers(values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr,
+            t, channel, inexact, D, KIND)  # fmt: skip
+        low = tl.where(h == 0, low0, low1)[None, :]
+        coded = inexact & (channel < D) & fits
+        code = tl.where(coded, x - low, 0.0).to(tl.int32).to(tl.uint32)
+        bit = (16 * h + 2 * (e + 2 * j) + 0 * parity).to(tl.uint32)
+        third = (16 * h + 4 * j + e + 2 * parity).to(tl.uint32)
+        a |= (code & 3) << bit
+        b |= ((code >> 2) & 3) << bit
+        c |= ((code >> 2) & 1) << third
+        h1 |= ((code >> 4) & 3) << bit
+        h2 |= ((code >> 6) & 3) << bit
+    unit = tl.arange(0, D_PAD // UNIT)
+    every = ((unit < D // UNIT) & fits).to(tl.int32)
+    _store_pieces(words_ptr + starts[0], a, every, LANES, UNIT)
+    # two columns share a word of C: their bits are apart
+    c = tl.sum(tl.reshape(c, (LANES, COLUMNS // 2, 2)), 2)
+    _store_pieces(words_ptr + starts[1], c, planes[0], LANES, UNIT)
+    _store_pieces(words_ptr + starts[2], b, planes[1], LANES, UNIT)
+    _store_pieces(words_ptr + starts[3], h1, planes[2], LANES, UNIT)
+    _store_pieces(words_ptr + starts[4], h2, planes[3], LANES, UNIT)
+
+
+@triton.jit
+def _store_pieces(words_ptr, words, present, LANES: tl.constexpr, UNIT: tl.constexpr):
+    """Stores words [lanes, columns] of the units that are present, in a row."""
+    UNITS: tl.constexpr = present.shape[0]
+    PER_UNIT: tl.constexpr = words.shape[1] // UNITS
+    lane = tl.arange(0, LANES)[:, None, None]
+    place = lane * PER_UNIT + tl.arange(0, PER_UNIT)[None, None, :]
     if PER_UNIT == 1:
-        word = (3 * lane) & (LANES - 1)
-    # presence and rank of each column's unit
-    own = tl.reshape(
-        tl.broadcast_to(present[:, None], (CHANNELS // UNIT, PER_UNIT)), (COLUMNS,)
-    )
-    rank = tl.reshape(
-        tl.broadcast_to((tl.cumsum(present, 0) - present)[:, None], (CHANNELS // UNIT, PER_UNIT)),
-        (COLUMNS,),
-    )
-    at = rank[None, :] * (LANES * PER_UNIT) + word
-    tl.store(words_ptr + at, words, mask=(own != 0)[None, :])
+        place = (3 * lane) & (LANES - 1)
+    rank = (tl.cumsum(present, 0) - present)[None, :, None]
+    words = tl.reshape(words, (LANES, UNITS, PER_UNIT))
+    at = words_ptr + rank * (LANES * PER_UNIT) + place
+    tl.store(at, words, mask=(present != 0)[None, :, None])

@@ -1,0 +1,1 @@
+"""`packkv bench kernels`: what the GPU kernels cost, read from their machine code."""

@@ -1,0 +1,72 @@
+"""Every Triton kernel compiled for GPUs that are not here, held to a budget of its machine code."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+pytest.importorskip("triton")
+
+from packkv_kernels.offline import TARGETS, KernelRow, catalogue, kernel_rows
+
+SHARED_LIMIT = {"sm_80": 48 << 10, "sm_90": 48 << 10, "gfx942": 64 << 10}
+REGISTER_LIMIT = {"sm_80": 255, "sm_90": 255, "gfx942": 512}
+
+# Instructions per value of K or V in the decode loop: integer ones, and all.
+DECODE_BUDGET = {
+    "packed_decode_attention_hd128_v8": (2.0, 3.3),
+    "packed_decode_attention_hd128_v4": (1.7, 3.0),
+    "packed_decode_attention_hd128_v4816": (2.0, 3.3),
+    "packed_decode_attention_hd128_v8_all_wide": (2.3, 4.0),
+    "packed_decode_attention_hd64_v8": (2.3, 4.4),
+    "packed_decode_attention_hd64_v4": (2.1, 4.1),
+    "packed_decode_attention_hd64_v4816": (2.4, 4.7),
+}
+# Planes that went through shared memory would take tens of KiB, and twice the registers.
+DECODE_SHARED = 12 << 10
+DECODE_REGISTERS = 168
+DECODE_AMD = (11.0, 17.0)
+
+
+@cache
+def rows(target: str) -> tuple[KernelRow, ...]:
+    return tuple(kernel_rows([target]))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_kernel_spills(target: str) -> None:
+    backend = TARGETS[target][0]
+    assert [row.kernel for row in rows(target)] == [kernel.name for kernel in catalogue(backend)]
+    assert {row.kernel: row.spill_bytes for row in rows(target) if row.spill_bytes} == {}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_fits_its_device(target: str) -> None:
+    for row in rows(target):
+        assert row.shared_bytes <= SHARED_LIMIT[target], row
+        assert 0 < row.registers <= REGISTER_LIMIT[target], row
+        assert 0 < row.alu_per_element <= row.issue_per_element, row
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_the_decode_loop_keeps_to_its_budget(target: str) -> None:
+    decode = {row.kernel: row for row in rows(target) if "packed_decode" in row.kernel}
+    assert decode.keys() == DECODE_BUDGET.keys()
+    for name, (alu, issue) in DECODE_BUDGET.items():
+        row = decode[name]
+        assert row.alu_per_element <= alu, row
+        assert row.issue_per_element <= issue, row
+        assert row.shared_bytes <= DECODE_SHARED, row
+        assert row.registers <= DECODE_REGISTERS, row
+
+
+@pytest.mark.timeout(600)
+def test_the_decode_loop_on_amd_does_not_grow() -> None:
+    for row in rows("gfx942"):
+        if "packed_decode" in row.kernel and "wide" not in row.kernel:
+            assert row.alu_per_element <= DECODE_AMD[0], row
+            assert row.issue_per_element <= DECODE_AMD[1], row
