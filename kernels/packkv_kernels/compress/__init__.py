@@ -16,6 +16,7 @@ __all__ = [
     "LayerPlan",
     "decode_block",
     "encode_layer",
+    "encode_planned",
     "kv_dtype",
     "plan_layers",
     "rotation",
@@ -57,15 +58,39 @@ def encode_layer(
             values beyond ±65,504. The message says where.
         ProfileError: a profile of another shape.
     """
-    _check_tensors(keys, values)
-    _check_finite("K", keys, layer, config)
-    _check_finite("V", values, layer, config)
-    if first_token % 64:
-        raise InvalidInput(f"first_token {first_token} is not a multiple of 64")
-    keys, values = keys.detach(), values.detach()
-    if config.codec_id is CodecId.RAW:
-        return raw.encode_blocks(keys.cpu(), values.cpu())
+    _check_input(keys, values, layer, config, first_token)
     plan = _plan_of(keys, layer, config, profile, first_head)
+    return _encode(keys.detach(), values.detach(), plan, first_token, backend)
+
+
+def encode_planned(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    plan: LayerPlan,
+    *,
+    layer: int,
+    first_token: int = 0,
+    backend: str | None = None,
+) -> list[list[bytes]]:
+    """`encode_layer` for callers that encode again and again, and keep the layer's plan.
+
+    Args:
+        plan: of `plan_layers`, for this layer and these heads.
+        layer: for messages.
+    """
+    _check_input(keys, values, layer, plan.config, first_token)
+    return _encode(keys.detach(), values.detach(), plan, first_token, backend)
+
+
+def _encode(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    plan: LayerPlan,
+    first_token: int,
+    backend: str | None,
+) -> list[list[bytes]]:
+    if plan.config.codec_id is CodecId.RAW:
+        return raw.encode_blocks(keys.cpu(), values.cpu())
     choice = choose_backend(backend, keys.device)
     if choice == "triton":
         # machines without a GPU never load it
@@ -117,6 +142,16 @@ def _plan_of(
         raise InvalidInput(f"layer {layer} of a profile of {layers} layers")
     shape = CacheShape(layers, keys.shape[1], keys.shape[2])
     return plan_layers(config, profile, shape, first_head)[layer]
+
+
+def _check_input(
+    keys: torch.Tensor, values: torch.Tensor, layer: int, config: CodecConfig, first_token: int
+) -> None:
+    _check_tensors(keys, values)
+    _check_finite("K", keys, layer, config)
+    _check_finite("V", values, layer, config)
+    if first_token % 64:
+        raise InvalidInput(f"first_token {first_token} is not a multiple of 64")
 
 
 def _check_tensors(keys: torch.Tensor, values: torch.Tensor) -> None:

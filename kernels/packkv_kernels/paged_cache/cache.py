@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from packkv_kernels.attention import PackedLayer
-from packkv_kernels.compress import cpu, encode_layer, plan_layers
+from packkv_kernels.compress import cpu, encode_planned, plan_layers
 from packkv_kernels.config import BLOCK_TOKENS, CacheShape, CodecConfig, CodecId
 from packkv_kernels.errors import CacheFull, InvalidInput
 from packkv_kernels.format import (
@@ -86,7 +86,6 @@ class PagedCache:
         """
         self.shape, self.config, self.kv_dtype = shape, config, kv_dtype
         self.first_head = first_head
-        self._profile = profile
         self._plans = plan_layers(config, profile, shape, first_head)
         self._profile_digest = (
             profile.digest if profile is not None and config.needs_profile else bytes(32)
@@ -179,14 +178,12 @@ class PagedCache:
             CacheFull: no room for the next page; those before it stay.
         """
         encoded = [
-            encode_layer(
+            encode_planned(
                 keys.transpose(0, 1),
                 values.transpose(0, 1),
+                self._plans[layer],
                 layer=layer,
-                config=self.config,
-                profile=self._profile,
                 first_token=first_token,
-                first_head=self.first_head,
             )
             for layer, (keys, values) in enumerate(layers)
         ]
@@ -290,8 +287,3 @@ _TORCH_DTYPES = {
     KVDtype.BFLOAT16: torch.bfloat16,
     KVDtype.FLOAT32: torch.float32,
 }
-
-
-def table_of(pages: Sequence[Page]) -> NDArray[np.int32]:
-    """Page slots in order, int32 [pages]."""
-    return np.fromiter((page.slot for page in pages), np.int32, len(pages))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from packkv_kernels.config import BLOCK_TOKENS, CacheShape
 from packkv_kernels.errors import CacheFull, InvalidInput
-from packkv_kernels.paged_cache.cache import Page, PagedCache, table_of
+from packkv_kernels.paged_cache.cache import Page, PagedCache
 
 log = logging.getLogger("packkv")
 
@@ -50,7 +50,7 @@ class SequenceCache:
 
     def page_table(self) -> NDArray[np.int32]:
         """Page slots in order, int32 [pages]."""
-        return table_of(self.pages)
+        return np.fromiter((page.slot for page in self.pages), np.int32, len(self.pages))
 
     def append(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor

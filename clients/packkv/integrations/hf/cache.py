@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from packkv.integrations.hf.attention import TAG
@@ -55,6 +56,7 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         self.token_ids: list[list[int]] | None = []
         self._fed: torch.Tensor | None = None
         self._untouched = True
+        self._tables: list[NDArray[np.int32]] = []
         self._paged = paged
         self._recent_window = recent_window
         self._observe = observe
@@ -109,6 +111,8 @@ class PackedKVCache(Cache):  # type: ignore[misc]
                     )
 
         self._note_tokens(batch, new)
+        # pages come and go between steps only, so all layers share the tables
+        self._tables = [row.page_table() for row in self.rows]
 
     def _note_tokens(self, batch: int, new: int) -> None:
         fed, self._fed = self._fed, None
@@ -157,7 +161,7 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         found = attend(
             queries,
             None if paged is None else paged.layer(layer),
-            [self.rows[row].page_table() for row in active],
+            [self._tables[row] for row in active],
             own_keys,
             own_values,
             scaling=scaling,
