@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from packkv.bench import command as bench
-from packkv.cli import calibrate, doctor, inspect, match, serve, store
+from packkv.cli import calibrate, doctor, inspect, match, serve, store, worker
 from packkv.cli.connection import Credentials
 from packkv.demo import command as demo
 from packkv.errors import ConfigError, PackKVError
@@ -77,6 +77,7 @@ def connect(
 
 
 serve.register(app)
+worker.register(app)
 store.register(app)
 match.register(app)
 inspect.register(app)

@@ -3,7 +3,7 @@
 from packkv.integrations.hf import PackKV
 """
 
-from packkv.integrations.hf.cache import PackedKVCache
+from packkv.integrations.hf.cache import JoinedCache, PackedKVCache
 from packkv.integrations.hf.connector import PackKV, PackKVConfig
 
-__all__ = ["PackKV", "PackKVConfig", "PackedKVCache"]
+__all__ = ["JoinedCache", "PackKV", "PackKVConfig", "PackedKVCache"]

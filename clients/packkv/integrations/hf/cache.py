@@ -14,7 +14,7 @@ from packkv_kernels.attention import attend
 from packkv_kernels.config import CacheShape
 from packkv_kernels.paged_cache import PagedCache, SequenceCache
 
-__all__ = ["PackedKVCache", "left_padding"]
+__all__ = ["JoinedCache", "PackedKVCache", "left_padding"]
 
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 
@@ -37,6 +37,7 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         recent_window: int = 0,
         observe: Observer | None = None,
         on_prefill: Callable[[int, float], None] | None = None,
+        cache_salt: str = "",
     ) -> None:
         """
         Args:
@@ -45,9 +46,11 @@ class PackedKVCache(Cache):  # type: ignore[misc]
             recent_window: newest tokens of a row that stay exact although a block is full.
             observe: called with (layer, query, key) of every first prefill, for calibration.
             on_prefill: called with (tokens, seconds) of every pass over several tokens.
+            cache_salt: only caches with the same one share blocks.
         """
         super().__init__(layers=[PackedLayer(self, layer) for layer in range(shape.layers)])
         self.shape = shape
+        self.cache_salt = cache_salt
         self.rows: list[SequenceCache] = []
         self.padding: list[int] = []
         self.matched_tokens: list[int] = []
@@ -215,6 +218,47 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         self.matched_tokens = [self.matched_tokens[row] for row in chosen]
         if self.token_ids is not None:
             self.token_ids = [list(self.token_ids[row]) for row in chosen]
+
+
+class JoinedCache(PackedKVCache):
+    """Caches of one row each, for one step of all of them: one new token a row, of any length.
+
+    ```
+    positions = torch.tensor([[cache.length] for cache in caches])
+    model(tokens, position_ids=positions, past_key_values=JoinedCache(caches))
+    ```
+
+    The K and V go into the caches that were joined; this one is thrown away after its step.
+    """
+
+    def __init__(self, caches: list[PackedKVCache]) -> None:
+        """
+        Args:
+            caches: of one connector, each with one row that has no padding, after its prefill.
+
+        Raises:
+            ValueError: a cache with more rows, with padding, or without known token ids.
+        """
+        first = caches[0]
+        super().__init__(first.shape, first._paged, recent_window=first._recent_window)
+        self._joined = caches
+        prefixes: list[list[int]] = []
+        for cache in caches:
+            if len(cache.rows) != 1 or any(cache.padding) or cache.token_ids is None:
+                raise ValueError("only caches of one row that was fed token ids can be joined")
+            # the same lists: what this step adds belongs to the caches that were joined
+            prefixes += cache.token_ids
+        rows = [cache.rows[0] for cache in caches]
+        self.start(rows, [0] * len(rows), max(cache.length for cache in caches), prefixes)
+        # nobody repeats prompts here, and forked rows would not be those that were joined
+        self._untouched = False
+
+    def end_step(self, new: int) -> None:
+        super().end_step(new)
+        for cache in self._joined:
+            cache.length += new
+            if self.token_ids is None:
+                cache.token_ids = None
 
 
 class PackedLayer(CacheLayerMixin):  # type: ignore[misc]

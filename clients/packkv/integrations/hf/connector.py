@@ -118,13 +118,18 @@ class PackKV:
             self._calibrator = Calibrator(self.shape, self.codec.sinks)
 
     def new_cache(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        cache_salt: str = "",
     ) -> PackedKVCache:
         """A cache that already holds the longest known prefix of each prompt.
 
         Args:
             input_ids: [batch, tokens], the prompt that `generate` or the model gets next.
             attention_mask: [batch, tokens] of a left-padded batch.
+            cache_salt: only caches with the same one share blocks, here and in the store.
 
         Returns:
             The cache to pass as `past_key_values`. Its length is the same for every row, as
@@ -136,12 +141,13 @@ class PackKV:
             recent_window=self.config.recent_window,
             observe=self._observe,
             on_prefill=self._observe_prefill,
+            cache_salt=cache_salt,
         )
         if self._calibrator is not None and (stored := self._stored_profile()) is not None:
             # another worker has calibrated since
             self._begin(stored)
         prompts, padding = _prompts(input_ids, attention_mask)
-        prefixes = [self._prefix(tokens) for tokens in prompts]
+        prefixes = [self._prefix(tokens, self._root_hash(cache_salt)) for tokens in prompts]
         pairs = list(zip(prefixes, padding, strict=True))
         length = min(skip + BLOCK_TOKENS * len(pages) for pages, skip in pairs)
         rows = []
@@ -162,18 +168,18 @@ class PackKV:
         """
         if self._paged is None or cache.token_ids is None:
             return 0
-        queued = 0
+        queued, root_hash = 0, self._root_hash(cache.cache_salt)
         for row, tokens in zip(cache.rows, cache.token_ids, strict=True):
             packed = tokens[: row.packed_tokens]
-            self._name_pages(row, packed)
+            self._name_pages(row, packed, root_hash)
             if self._prefix_cache is None:
                 continue
             fresh = [
                 (index, self._paged.payload(row.pages[index]))
-                for index in self._prefix_cache.unpublished(packed)
+                for index in self._prefix_cache.unpublished(packed, root_hash)
                 if row.pages[index].chain_hash is not None
             ]
-            queued += self._prefix_cache.publish(packed, fresh)
+            queued += self._prefix_cache.publish(packed, fresh, root_hash)
         return queued
 
     def generate(
@@ -208,11 +214,11 @@ class PackKV:
         """What the prefix cache did so far."""
         return Counters() if self._prefix_cache is None else self._prefix_cache.counters
 
-    def close(self) -> None:
-        """Publishes what is queued, within a few seconds, and closes the connection."""
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Publishes what is queued, for at most `timeout_s`, and closes the connection."""
         self._hook.remove()
         if self._prefix_cache is not None:
-            self._prefix_cache.close()
+            self._prefix_cache.close(timeout_s)
         if self._owns_client and self._client is not None:
             self._client.close()
 
@@ -242,21 +248,23 @@ class PackKV:
                 self._client, self._namespace, self.codec, self.shape, config=self.config.prefix
             )
 
-    def _name_pages(self, row: SequenceCache, tokens: list[int]) -> None:
+    def _root_hash(self, cache_salt: str) -> bytes:
+        return self._namespace.with_cache_salt(cache_salt).root_hash()
+
+    def _name_pages(self, row: SequenceCache, tokens: list[int], root_hash: bytes) -> None:
         """Names what was packed here from exact K and V, so that it can be found again."""
         assert self._paged is not None
-        root_hash = self._namespace.root_hash()
         hashes = chain_hashes(root_hash, tokens)
         for index, (page, chain_hash) in enumerate(zip(row.pages, hashes, strict=True)):
             if page.chain_hash is None and index * BLOCK_TOKENS >= row.restored_tokens:
                 self._paged.name(page, root_hash=root_hash, chain_hash=chain_hash)
 
-    def _prefix(self, tokens: list[int]) -> list[Page]:
+    def _prefix(self, tokens: list[int], root_hash: bytes) -> list[Page]:
         """The longest run of pages for a prompt, held; at least one token is left to compute."""
         if self._paged is None:
             return []
         usable = (len(tokens) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
-        hashes = chain_hashes(self._namespace.root_hash(), tokens[: max(0, usable)])
+        hashes = chain_hashes(root_hash, tokens[: max(0, usable)])
         pages: list[Page] = []
         for chain_hash in hashes:
             page = self._paged.find(chain_hash)
@@ -265,7 +273,7 @@ class PackKV:
             pages.append(page)
         if len(pages) == len(hashes) or self._prefix_cache is None:
             return pages
-        loaded = self._prefix_cache.load(tokens, held_blocks=len(pages))
+        loaded = self._prefix_cache.load(tokens, held_blocks=len(pages), root_hash=root_hash)
         try:
             for payload in loaded.payloads:
                 pages.append(self._paged.adopt(payload))
