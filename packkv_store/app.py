@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import secrets
 import tomllib
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -17,21 +19,33 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from packkv_protos.v1 import admin_pb2, block_store_pb2
+from packkv_store.bulk import Bulk
 from packkv_store.clock import Clock, SystemClock
+from packkv_store.cluster.borrowed import BorrowedLeases
+from packkv_store.cluster.cluster_store import ClusterStore
+from packkv_store.cluster.own_store import OwnStore
+from packkv_store.cluster.puller import Puller
+from packkv_store.cluster.shared_profiles import SharedProfiles
 from packkv_store.config import StoreConfig, split_address
 from packkv_store.errors import ConfigError, TierFailure
+from packkv_store.index import Index
 from packkv_store.index.embedded import EmbeddedIndex
+from packkv_store.index.redis.redis_index import RedisIndex
+from packkv_store.index.redis.url import RedisUrl
 from packkv_store.lease import LeaseTable
 from packkv_store.metrics import CallMetrics, MeteredStore, StoreCollector
+from packkv_store.peers.channels import Channels
+from packkv_store.peers.grpc_peers import GrpcPeers
 from packkv_store.profiles import Profiles
 from packkv_store.rpc.admin import AdminService
 from packkv_store.rpc.block_store import BlockStoreService
 from packkv_store.rpc.request import MAX_HASHES, MAX_PROFILE_BYTES
+from packkv_store.shared_memory import SharedMemory
 from packkv_store.store.block_store import BlockStore
 from packkv_store.store.promotion import Promotion
 from packkv_store.store.residents import Residents
 from packkv_store.store.threads import Threads
-from packkv_store.tenant import Access
+from packkv_store.tenant import Access, Tenant
 from packkv_store.tiers.disk import DiskTier
 from packkv_store.tiers.ram import RamTier
 
@@ -52,6 +66,8 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 ]
 MAX_CALLS = 1024
+NONCE_BYTES = 16
+LEAST_ARENA_BYTES = 1 << 20
 SERVICES = [
     block_store_pb2.DESCRIPTOR.services_by_name["BlockStore"].full_name,
     admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
@@ -66,11 +82,18 @@ class App:
         self._clock = clock or SystemClock()
         self._access = load_access(config.tokens_file)
         self._disk = _disk_tier(config, self._clock)
-        self._ram = _ram_tier(config)
+        self._arenas = _arenas(config, self._access.tenants)
         self._threads = Threads(config.io_threads)
+        self._node = _node(config.data_dir)
+        self._index = _index(config, self._node)
+        self._peers = GrpcPeers(_channels(config))
         self.store = self._build_store()
+        self._cluster = self._build_cluster()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=CHANNEL_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+        self._paths = block_store_pb2.PathsReply()
+        self._bulk: Bulk | None = None
+        self._shared_memory: SharedMemory | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._metrics: WSGIServer | None = None
         self.port = 0
@@ -81,15 +104,32 @@ class App:
         """Where it listens, with the port that was taken."""
         return f"{self._config.listen.rpartition(':')[0]}:{self.port}"
 
+    @property
+    def bulk_port(self) -> int:
+        """Where the bulk path listens; 0: nowhere."""
+        return self._paths.bulk_port
+
     async def start(self) -> None:
         """Serves from here on. Raises ConfigError when it cannot listen."""
         await self.store.residents.recover()
-        metered = self._serve_calls()
+        registry = CollectorRegistry()
+        calls = CallMetrics(registry)
+        metered = MeteredStore(self._cluster or self.store, registry, calls)
         try:
+            await self._open_paths(metered)
+            self._serve_calls(
+                metered, OwnStore(MeteredStore(self.store, registry, calls), self._index)
+            )
             self.port = self._bind()
-        except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {self._config.listen}: {error}") from None
+        except BaseException as error:
+            await self._close_paths(0.0)
+            if isinstance(error, RuntimeError):
+                raise ConfigError(f"cannot listen on {self._config.listen}: {error}") from None
+            raise
         await self._server.start()
+        if self._cluster is not None:
+            await self._cluster.profiles.announce()
+        await self._index.start(self._config.advertised(self.port))
         self._serve_metrics(metered)
         self._housekeeping = asyncio.ensure_future(self.store.keep_house(HOUSEKEEPING_SECONDS))
         await self._report_health(health_pb2.HealthCheckResponse.SERVING)
@@ -97,12 +137,18 @@ class App:
     async def stop(self) -> None:
         """Takes no more calls, lets running ones end within the grace, flushes, closes."""
         await self._report_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        await self._server.stop(self._config.grace_seconds)
+        # from here on no other node is sent here
+        await self._index.stop()
+        grace = self._config.grace_seconds
+        await asyncio.gather(self._server.stop(grace), self._close_paths(grace))
         if self._housekeeping is not None:
             self._housekeeping.cancel()
+        if self._cluster is not None:
+            await self._cluster.puller.stop()
         await self.store.residents.tasks.settle()
         with suppress(TierFailure):
             await self.store.residents.flush()
+        await self._peers.close()
         self.close()
 
     def close(self) -> None:
@@ -111,16 +157,16 @@ class App:
             self._metrics.shutdown()
             self._metrics.server_close()
         self._threads.close()
-        self._ram.close()
+        for arena in self._arenas.values():
+            arena.close()
         if self._disk is not None:
             self._disk.close()
 
     def _build_store(self) -> BlockStore:
-        config, clock, node = self._config, self._clock, _node(self._config.data_dir)
-        index = EmbeddedIndex()
+        config, clock, node, index = self._config, self._clock, self._node, self._index
         leases = LeaseTable(clock, config.max_leases, config.lease_seconds)
         residents = Residents(
-            node, self._ram, self._disk, index, leases, clock, self._threads, config.ttl_seconds
+            node, self._arenas, self._disk, index, leases, clock, self._threads, config.ttl_seconds
         )
         profiles = config.data_dir / "profiles" if config.data_dir else None
         return BlockStore(
@@ -128,11 +174,9 @@ class App:
             version=version("packkv"),
             clock=clock,
             started_at=clock.monotonic(),
-            ram=self._ram,
-            index=index,
             leases=leases,
             residents=residents,
-            promotion=Promotion(residents, self._ram, leases, self._threads, config.io_threads),
+            promotion=Promotion(residents, leases, self._threads, config.io_threads),
             profiles=Profiles(profiles, MAX_PROFILES_BYTES),
             run=self._threads,
             max_block_bytes=config.max_block_bytes,
@@ -140,16 +184,44 @@ class App:
             sync=config.sync,
         )
 
-    def _serve_calls(self) -> MeteredStore:
-        registry = CollectorRegistry()
-        metered = MeteredStore(self.store, registry, CallMetrics(registry))
-        blocks = BlockStoreService(metered, self._access, self._config.stream_seconds)
+    def _build_cluster(self) -> ClusterStore | None:
+        """What makes this node one of many, unless it is alone."""
+        if self._config.is_alone:
+            return None
+        store, residents = self.store, self.store.residents
+        puller = Puller(self._index, self._peers, store.take_over, residents.tasks, residents.tally)
+        return ClusterStore(
+            inner=store,
+            index=self._index,
+            peers=self._peers,
+            puller=puller,
+            profiles=SharedProfiles(store, store.profiles, self._index, self._peers, self._node),
+            borrowed=BorrowedLeases(self._config.max_leases),
+        )
+
+    async def _open_paths(self, metered: MeteredStore) -> None:
+        """The ways to move payloads beside gRPC: each says the nonce before anything else."""
+        self._paths.nonce = secrets.token_bytes(NONCE_BYTES)
+        self._bulk = Bulk(metered, self._access, self._config, self._paths.nonce)
+        await self._bulk.start()
+        self._paths.bulk_port = self._bulk.port
+        self._shared_memory = SharedMemory(metered, self._access, self._config, self._paths.nonce)
+        await self._shared_memory.start()
+        self._paths.shared_memory_socket = self._shared_memory.path
+
+    async def _close_paths(self, grace: float) -> None:
+        paths = [path for path in (self._bulk, self._shared_memory) if path is not None]
+        await asyncio.gather(*(path.stop(grace) for path in paths))
+
+    def _serve_calls(self, metered: MeteredStore, own: OwnStore) -> None:
+        blocks = BlockStoreService(
+            metered, own, self._access, self._config.stream_seconds, self._paths
+        )
         admin = AdminService(metered, self._access)
         self._server.add_generic_rpc_handlers((blocks.handler(), admin.handler()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
-        return metered
 
     def _bind(self) -> int:
         config = self._config
@@ -198,11 +270,34 @@ def load_access(path: Path | None) -> Access:
     return Access.from_tokens(tokens.get("tenants", {}))
 
 
-def _ram_tier(config: StoreConfig) -> RamTier:
+def _arenas(config: StoreConfig, tenants: Sequence[Tenant]) -> dict[bytes, RamTier]:
+    """An arena for each tenant, together the RAM tier: what one stores takes nothing from another,
+    and its memory can be shown to it alone."""
+    total = sum(tenant.ram for tenant in tenants)
+    if total == 0:
+        raise ConfigError("tokens file: ram of every tenant is 0; one at least needs RAM")
+    sizes = {one.tag: int(config.ram_bytes * (one.ram / total)) for one in tenants}
+    for tenant in tenants:
+        if 0 < sizes[tenant.tag] < LEAST_ARENA_BYTES:
+            raise ConfigError(
+                f"ram_bytes {config.ram_bytes}: the part of tenant {tenant.name} is "
+                f"{sizes[tenant.tag]} bytes; the least is {LEAST_ARENA_BYTES}, or ram = 0"
+            )
     try:
-        return RamTier(config.ram_bytes)
+        return {tag: RamTier(size) for tag, size in sizes.items()}
     except OSError as error:
         raise ConfigError(f"ram_bytes {config.ram_bytes}: {error.strerror}") from None
+
+
+def _index(config: StoreConfig, node: str) -> Index:
+    return EmbeddedIndex() if config.is_alone else RedisIndex(node, RedisUrl.parse(config.index))
+
+
+def _channels(config: StoreConfig) -> Channels:
+    try:
+        return Channels(config)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
 
 
 def _disk_tier(config: StoreConfig, clock: Clock) -> DiskTier | None:

@@ -13,6 +13,9 @@ from packkv_store.errors import ConfigError
 UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]iB|B|)")
 MIB = 1 << 20
+# A setting of a data path that nobody has to choose, and the word that turns the path off.
+AUTO = "auto"
+OFF = "off"
 
 
 def parse_size(text: object) -> int:
@@ -48,6 +51,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether `host` means every address of this machine and none in particular."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def _flag(parse: Callable[[Any], Any], shown: str, text: str) -> dict[str, Any]:
     return {"parse": parse, "shown": shown, "help": text}
 
@@ -63,6 +74,44 @@ class StoreConfig:
     metrics_listen: str | None = field(
         default=None,
         metadata=_flag(str, "HOST:PORT", "where to serve Prometheus metrics over HTTP"),
+    )
+    bulk_listen: str = field(
+        default=AUTO,
+        metadata=_flag(
+            str,
+            "HOST:PORT",
+            "where to serve the bulk path; auto: the host of listen, a free port; off: nowhere",
+        ),
+    )
+    shared_memory: str = field(
+        default=AUTO,
+        metadata=_flag(
+            str,
+            "SOCKET",
+            "Unix socket of the shared-memory path; auto: one in a private directory; off: none",
+        ),
+    )
+    index: str = field(
+        default="embedded",
+        repr=False,
+        metadata=_flag(
+            str,
+            "URL",
+            "embedded: this node is alone; or the Redis where nodes find each other: redis://…, "
+            "rediss://…, unix://…, redis+sentinel://…/SERVICE, redis+cluster://…",
+        ),
+    )
+    advertise: str | None = field(
+        default=None,
+        metadata=_flag(
+            str, "HOST:PORT", "where other nodes reach this one, if not at listen; port 0: its port"
+        ),
+    )
+    peer_ca: Path | None = field(
+        default=None,
+        metadata=_flag(
+            Path, "FILE", "PEM authorities of other nodes' certificates, if not tls_client_ca"
+        ),
     )
     ram_bytes: int = field(
         default=1 << 30, metadata=_flag(parse_size, "SIZE", "RAM tier; taken whole at the start")
@@ -134,7 +183,28 @@ class StoreConfig:
     def __post_init__(self) -> None:
         self._check_ranges()
         self._check_files()
+        self._check_cluster()
         self._check_exposure()
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there are no other nodes to be found."""
+        return self.index == "embedded"
+
+    def advertised(self, port: int) -> str:
+        """Where others reach this node, which listens on `port`."""
+        host, _, wanted = (self.advertise or self.listen).rpartition(":")
+        is_chosen = self.advertise is not None and int(wanted) > 0
+        return f"{host}:{wanted if is_chosen else port}"
+
+    @property
+    def bulk_address(self) -> str | None:
+        """Where the bulk path listens; port 0 takes a free one. None: the path is off."""
+        if self.bulk_listen == OFF:
+            return None
+        if self.bulk_listen == AUTO:
+            return f"{self.listen.rpartition(':')[0]}:0"
+        return self.bulk_listen
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
@@ -154,6 +224,8 @@ class StoreConfig:
         split_address(self.listen)
         if self.metrics_listen is not None:
             split_address(self.metrics_listen)
+        if self.bulk_address is not None:
+            split_address(self.bulk_address)
         least = {
             "ram_bytes": MIB,
             "disk_bytes": MIB,
@@ -177,13 +249,33 @@ class StoreConfig:
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ConfigError("tls_client_ca needs tls_cert and tls_key")
 
+    def _check_cluster(self) -> None:
+        if self.advertise is not None:
+            split_address(self.advertise)
+        host = split_address(self.advertise or self.listen)[0]
+        if not self.is_alone and is_wildcard(host):
+            raise ConfigError(
+                f"other nodes cannot reach {host}: write --advertise HOST:PORT, a name or an "
+                "address of this machine that they know"
+            )
+        if self.peer_ca is not None and self.tls_cert is None:
+            raise ConfigError("peer_ca needs tls_cert and tls_key")
+
     def _check_exposure(self) -> None:
         if self.insecure:
             return
         is_guarded = self.tls_cert is not None and self.tokens_file is not None
-        if not is_guarded and not is_loopback(split_address(self.listen)[0]):
+        # what is advertised beyond this machine must be reached by TLS there
+        reached = (
+            ("listen", self.listen),
+            ("advertise", None if self.is_alone else self.advertise),
+            ("bulk_listen", self.bulk_address),
+        )
+        for name, address in reached:
+            if address is None or is_guarded or is_loopback(split_address(address)[0]):
+                continue
             raise ConfigError(
-                f"listen {self.listen} can be reached from other machines: give tls_cert, "
+                f"{name} {address} can be reached from other machines: give tls_cert, "
                 "tls_key and tokens_file, or listen on 127.0.0.1, or write --insecure if "
                 "everything that can reach this port may read and write every block"
             )

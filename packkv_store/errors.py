@@ -15,6 +15,10 @@ StoreError
 ConfigError              stands apart: it ends the start, no caller ever sees it
 """
 
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Final
+
 
 class StoreError(Exception):
     """Base of everything that a call can end with."""
@@ -103,3 +107,32 @@ class StreamTimeout(StoreError):
 
 class ConfigError(ValueError):
     """A setting is wrong; the message says which, its value, and what to do."""
+
+
+class Status(IntEnum):
+    """How a call that failed is answered, on every path; names and numbers are gRPC's."""
+
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    ABORTED = 10
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+# The one table from errors to statuses.
+STATUS: Final[Mapping[type[StoreError], Status]] = {
+    RequestError: Status.INVALID_ARGUMENT,
+    LimitExceeded: Status.RESOURCE_EXHAUSTED,
+    Unauthenticated: Status.UNAUTHENTICATED,
+    NotPermitted: Status.PERMISSION_DENIED,
+    PayloadError: Status.INVALID_ARGUMENT,
+    NoRoom: Status.RESOURCE_EXHAUSTED,
+    Quarantined: Status.ABORTED,
+    CorruptBlock: Status.DATA_LOSS,
+    TierFailure: Status.UNAVAILABLE,
+    StreamTimeout: Status.DEADLINE_EXCEEDED,
+}

@@ -13,15 +13,17 @@ from packkv_store.block import ChainHash, Span
 from packkv_store.store import Downloading, Store, Uploading
 from packkv_store.store.answers import (
     BlockAnswer,
+    Located,
     Match,
     MissReason,
-    Piece,
     PutResult,
     PutStatus,
     StoreStats,
     Tally,
 )
+from packkv_store.store.layout import Layout
 from packkv_store.tenant import Tenant
+from packkv_store.tiers.ram import RamTier
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -94,6 +96,30 @@ class MeteredStore:
                         self.calls.misses.labels(answer.miss.value).inc()
                 yield MeteredDownload(download, self.calls)
 
+    async def locate(
+        self,
+        tenant: Tenant,
+        hashes: Sequence[ChainHash],
+        layers: Span,
+        heads: Span,
+        lease_seconds: float,
+    ) -> Located:
+        with self.calls.timed("locate"):
+            located = await self.inner.locate(tenant, hashes, layers, heads, lease_seconds)
+        here = [place for place in located.places if place.offset is not None]
+        self.calls.hits.inc(len(here))
+        if located.extents is None:
+            self.calls.sent.inc(sum(place.length for place in here))
+        else:
+            self.calls.sent.inc(int(located.extents[:, 2].sum()))
+        for place in located.places:
+            if place.miss is not None:
+                self.calls.misses.labels(place.miss.value).inc()
+        return located
+
+    def arena(self, tenant: Tenant) -> RamTier:
+        return self.inner.arena(tenant)
+
     async def renew(self, tenant: Tenant, lease_id: int, seconds: float) -> float:
         with self.calls.timed("renew"):
             return await self.inner.renew(tenant, lease_id, seconds)
@@ -132,6 +158,12 @@ class MeteredUpload:
     async def data(self, piece: memoryview) -> None:
         await self.inner.data(piece)
 
+    async def reserve(self, blocks: Sequence[tuple[ChainHash, int]]) -> list[memoryview | None]:
+        return await self.inner.reserve(blocks)
+
+    async def filled(self, count: int) -> None:
+        await self.inner.filled(count)
+
     async def finish(self) -> list[PutResult]:
         results = await self.inner.finish()
         for result in results:
@@ -151,12 +183,15 @@ class MeteredDownload:
     def answers(self) -> Sequence[BlockAnswer]:
         return self.inner.answers
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def layout(self, groups: int) -> Layout:
+        return await self.inner.layout(groups)
+
+    async def runs(self, layout: Layout) -> AsyncIterator[list[memoryview]]:
         sent = 0
         try:
-            async for piece in self.inner.pieces():
-                sent += len(piece.data)
-                yield piece
+            async for run in self.inner.runs(layout):
+                sent += sum(map(len, run))
+                yield run
         finally:
             self.calls.sent.inc(sent)
 
@@ -192,6 +227,8 @@ def _tally_metrics(tally: Tally) -> Iterator[Metric]:
         "packkv_promotions": ("Blocks brought from disk into RAM", tally.promoted),
         "packkv_expired_blocks": ("Blocks past their time to live", tally.expired),
         "packkv_recovered_blocks": ("Blocks found on disk at the start", tally.recovered),
+        "packkv_pulled_blocks": ("Blocks brought here from other nodes", tally.pulled),
+        "packkv_pull_failures": ("Blocks that no node delivered", tally.pull_failures),
     }
     for name, (text, count) in totals.items():
         yield CounterMetricFamily(name, text, value=count)
@@ -207,6 +244,7 @@ def _state_metrics(stats: StoreStats) -> Iterator[Metric]:
         room.add_metric([tier.name.value], tier.capacity_bytes)
     yield from (blocks, used, room)
     yield GaugeMetricFamily("packkv_blocks", "Distinct blocks of this node", stats.blocks)
+    yield GaugeMetricFamily("packkv_index_up", "Whether the index answers", int(stats.index_up))
     yield GaugeMetricFamily("packkv_leases", "Leases that are in force", stats.leases)
 
 

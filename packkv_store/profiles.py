@@ -24,6 +24,11 @@ class Profiles:
             for path in sorted(directory.glob("*.profile")):
                 self._load(path)
 
+    def names(self) -> list[bytes]:
+        """Of all profiles in force."""
+        with self._lock:
+            return list(self._profiles)
+
     def get(self, key: bytes) -> bytes | None:
         return self._profiles.get(key)
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from packkv_store.block import TAG_BYTES
@@ -18,6 +18,10 @@ class Tenant:
 
     name: str
     admin: bool = False
+    # its part of the RAM tier, relative to those of the others
+    ram: float = 1.0
+    # the bearer token it came with, for calls to other nodes in its name
+    credential: str | None = field(default=None, repr=False, compare=False)
     tag: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -34,10 +38,11 @@ class Access:
 
     @classmethod
     def from_tokens(cls, tokens: Mapping[str, object]) -> Self:
-        """From the tokens file: tenant name to {token_sha256: hex or list of hex, admin: bool}."""
+        """From the tokens file: tenant name to {token_sha256: hex or list of hex, admin: bool,
+        ram: number}."""
         tenants: dict[str, Tenant] = {}
         for name, entry in tokens.items():
-            tenant = Tenant(name, admin=_admin(name, entry))
+            tenant = Tenant(name, admin=_admin(name, entry), ram=_ram(name, entry))
             for digest in _digests(name, entry):
                 if digest in tenants:
                     raise ConfigError(f"tokens file: {name} shares a token with another tenant")
@@ -45,6 +50,11 @@ class Access:
         if not tenants:
             raise ConfigError("tokens file: it names no tenant; write [tenants.NAME] tables")
         return cls(tenants)
+
+    @property
+    def tenants(self) -> list[Tenant]:
+        """Everyone who may call."""
+        return list(dict.fromkeys(self._tenants.values())) or [self._everyone]
 
     def tenant(self, token: str | None) -> Tenant:
         """Raises Unauthenticated unless the token is known (or none is needed)."""
@@ -56,7 +66,7 @@ class Access:
         tenant = self._tenants.get(hashlib.sha256(token.encode()).hexdigest())
         if tenant is None:
             raise Unauthenticated("this bearer token is not in the server's tokens file")
-        return tenant
+        return replace(tenant, credential=token)
 
     def admin(self, token: str | None) -> Tenant:
         """As `tenant`; raises NotPermitted as well when the token is not an admin's."""
@@ -71,6 +81,16 @@ def _admin(name: str, entry: object) -> bool:
     if not isinstance(admin, bool):
         raise ConfigError(f"tokens file: admin of {name} is {admin!r}; write true or false")
     return admin
+
+
+def _ram(name: str, entry: object) -> float:
+    ram = entry.get("ram", 1.0) if isinstance(entry, Mapping) else 1.0
+    if isinstance(ram, bool) or not isinstance(ram, int | float) or not 0 <= ram < float("inf"):
+        raise ConfigError(
+            f"tokens file: ram of {name} is {ram!r}; write a number of 0 or more: a tenant with 2 "
+            "has twice the RAM of one with 1"
+        )
+    return float(ram)
 
 
 def _digests(name: str, entry: object) -> Iterable[str]:

@@ -58,6 +58,7 @@ def test_the_store_starts_with_its_own_command(tmp_path: Path) -> None:
     mine = {
         "0.0.0.0:7437": "127.0.0.1:0",
         "/var/lib/packkv": str(tmp_path / "data"),
+        "/run/packkv/store.sock": str(tmp_path / "store.sock"),
         "2GiB": "16MiB",
     }
     words = [mine.get(word, word) for word in command("store")]
@@ -90,6 +91,8 @@ def test_an_image_gets_what_its_build_needs(path: Path) -> None:
 
 
 def test_a_named_volume_is_mounted_where_the_program_writes() -> None:
-    assert set(COMPOSE["volumes"]) == {"blocks", "models"}
+    assert set(COMPOSE["volumes"]) == {"blocks", "models", "sockets"}
     assert "blocks:/var/lib/packkv" in SERVICES["store"]["volumes"]
     assert "--data-dir /var/lib/packkv" in SERVICES["store"]["command"]
+    assert "--shared-memory /run/packkv/store.sock" in SERVICES["store"]["command"]
+    assert all("sockets:/run/packkv" in SERVICES[name]["volumes"] for name in BUILT)

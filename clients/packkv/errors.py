@@ -90,6 +90,8 @@ class ProtocolViolation(StoreError):
 ERROR_OF_STATUS: Final[Mapping[grpc.StatusCode, type[StoreError]]] = MappingProxyType(
     {
         grpc.StatusCode.UNAVAILABLE: StoreUnavailable,
+        # by the server: it has stopped, and this call did not end within its grace
+        grpc.StatusCode.CANCELLED: StoreUnavailable,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
         grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
         grpc.StatusCode.FAILED_PRECONDITION: InvalidRequest,
@@ -101,7 +103,6 @@ ERROR_OF_STATUS: Final[Mapping[grpc.StatusCode, type[StoreError]]] = MappingProx
         grpc.StatusCode.PERMISSION_DENIED: AccessDenied,
         grpc.StatusCode.UNIMPLEMENTED: Unsupported,
         grpc.StatusCode.OK: ProtocolViolation,
-        grpc.StatusCode.CANCELLED: StoreFailure,
         grpc.StatusCode.UNKNOWN: StoreFailure,
         grpc.StatusCode.ABORTED: StoreFailure,
         grpc.StatusCode.INTERNAL: StoreFailure,

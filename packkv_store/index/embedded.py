@@ -12,6 +12,16 @@ class EmbeddedIndex:
     def __init__(self) -> None:
         self._locations: dict[BlockKey, tuple[Location, ...]] = {}
 
+    @property
+    def is_up(self) -> bool:
+        return True
+
+    async def start(self, address: str) -> None:
+        """There is nobody to find this node."""
+
+    async def stop(self) -> None:
+        """There is nobody to leave."""
+
     async def publish(self, keys: Sequence[BlockKey], location: Location) -> None:
         alone = (location,)
         for key in keys:
@@ -30,10 +40,11 @@ class EmbeddedIndex:
                 self._locations.pop(key, None)
 
     async def locate(self, keys: Sequence[BlockKey]) -> list[tuple[Location, ...]]:
-        run: list[tuple[Location, ...]] = []
-        for key in keys:
-            locations = self._locations.get(key)
-            if locations is None:
-                break
-            run.append(locations)
-        return run
+        return [self._locations.get(key, ()) for key in keys]
+
+    async def repair(self, keys: Sequence[BlockKey]) -> None:
+        """It is never wrong about its own process."""
+
+    def address(self, node: str) -> str | None:
+        """A single node has no others to connect to."""
+        return None

@@ -14,10 +14,12 @@ from packkv_store.errors import StreamTimeout
 from packkv_store.rpc import request as checked
 from packkv_store.rpc.frames import MISS, answer_frames, get_frames, read_put_frame
 from packkv_store.rpc.status import Context, status_errors
-from packkv_store.store import Store
+from packkv_store.store import Giving, Store
 from packkv_store.store.answers import PutResult, PutStatus
 from packkv_store.tenant import Access, Tenant
 
+# As many groups as a payload can have layers.
+LAYER_BY_LAYER = 65_535
 TIER = {TierName.RAM: pb.TIER_RAM, TierName.DISK: pb.TIER_DISK}
 PUT = {
     PutStatus.STORED: pb.PUT_STATUS_STORED,
@@ -27,12 +29,21 @@ PUT = {
 
 
 class BlockStoreService:
-    """Serves packkv.v1.BlockStore."""
+    """Serves packkv.v1.BlockStore: from `own` what is asked for with `here`."""
 
-    def __init__(self, store: Store, access: Access, stream_seconds: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        own: Giving,
+        access: Access,
+        stream_seconds: float,
+        paths: pb.PathsReply,
+    ) -> None:
         self._store = store
+        self._own = own
         self._access = access
         self._stream_seconds = stream_seconds
+        self._paths = paths
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a server needs to serve it; Put and Get move bytes, not messages."""
@@ -53,13 +64,15 @@ class BlockStoreService:
             "GetProfile": unary(
                 self.GetProfile, pb.GetProfileRequest.FromString, pb.ProfileReply.SerializeToString
             ),
+            "Paths": unary(self.Paths, pb.PathsRequest.FromString, pb.PathsReply.SerializeToString),
         }
         name = pb.DESCRIPTOR.services_by_name["BlockStore"].full_name
         return grpc.method_handlers_generic_handler(name, methods)
 
     async def Match(self, request: pb.MatchRequest, context: Context) -> pb.MatchReply:
         async with status_errors(context):
-            found = await self._store.match(
+            store = self._own if request.here else self._store
+            found = await store.match(
                 self._tenant(context),
                 checked.chain_hashes(request.chain_hashes),
                 checked.span("heads", request.heads),
@@ -94,7 +107,7 @@ class BlockStoreService:
         async with (
             status_errors(context),
             self._limited(),
-            self._store.get(
+            (self._own if request.here else self._store).get(
                 self._tenant(context),
                 checked.chain_hashes(request.chain_hashes),
                 checked.span("layers", request.layers),
@@ -103,7 +116,8 @@ class BlockStoreService:
         ):
             for frame in answer_frames(download.answers):
                 await context.write(frame)
-            async for frame in get_frames(download.pieces()):
+            layout = await download.layout(LAYER_BY_LAYER)
+            async for frame in get_frames(layout, download.runs(layout)):
                 await context.write(frame)
 
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:
@@ -128,8 +142,14 @@ class BlockStoreService:
     async def GetProfile(self, request: pb.GetProfileRequest, context: Context) -> pb.ProfileReply:
         async with status_errors(context):
             digest = checked.digest("model_digest", request.model_digest)
-            profile = await self._store.get_profile(self._tenant(context), digest)
+            store = self._own if request.here else self._store
+            profile = await store.get_profile(self._tenant(context), digest)
         return pb.ProfileReply(profile=profile or b"")
+
+    async def Paths(self, request: pb.PathsRequest, context: Context) -> pb.PathsReply:
+        async with status_errors(context):
+            self._tenant(context)
+        return self._paths
 
     def _tenant(self, context: Context) -> Tenant:
         return self._access.tenant(checked.bearer_token(context))

@@ -11,7 +11,8 @@ from google.protobuf.message import DecodeError
 from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_store.errors import RequestError
 from packkv_store.rpc.request import MAX_FRAME_BYTES
-from packkv_store.store.answers import BlockAnswer, MissReason, Piece
+from packkv_store.store.answers import BlockAnswer, MissReason
+from packkv_store.store.layout import Layout
 
 # Field number and wire type of the payload bytes.
 GET_DATA_TAG = bytes([pb.GetFrame.DATA_FIELD_NUMBER << 3 | 2])
@@ -36,20 +37,26 @@ def answer_frames(answers: Sequence[BlockAnswer]) -> Iterator[bytes]:
         yield pb.GetFrame(blocks=rows[first : first + MAX_ANSWERS]).SerializeToString()
 
 
-async def get_frames(pieces: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
-    """Serialised GetFrames with the pieces in order, each frame as full as it may be."""
+async def get_frames(layout: Layout, runs: AsyncIterator[list[memoryview]]) -> AsyncIterator[bytes]:
+    """Serialised GetFrames with the bytes of the layout in order, each as full as it may be."""
+    rows = (row for group in layout for row in group.extents.tolist())
     extents: list[pb.Extent] = []
     parts: list[memoryview] = []
     room = MAX_FRAME_BYTES
-    async for block, offset, data in pieces:
-        while data:
-            part = data[:room]
-            _append(extents, block, offset, len(part))
-            parts.append(part)
-            offset, data, room = offset + len(part), data[len(part) :], room - len(part)
-            if room == 0 or len(extents) == MAX_EXTENTS:
+    async for run in runs:
+        for data in run:
+            block, offset, length = next(rows)
+            while length > room or len(extents) == MAX_EXTENTS:
+                fitting = room if len(extents) < MAX_EXTENTS else 0
+                if fitting:
+                    extents.append(pb.Extent(block=block, offset=offset, length=fitting))
+                    parts.append(data[:fitting])
                 yield _get_frame(extents, parts)
                 extents, parts, room = [], [], MAX_FRAME_BYTES
+                offset, length, data = offset + fitting, length - fitting, data[fitting:]
+            extents.append(pb.Extent(block=block, offset=offset, length=length))
+            parts.append(data)
+            room -= length
     if parts:
         yield _get_frame(extents, parts)
 
@@ -71,18 +78,11 @@ def read_put_frame(message: bytes) -> pb.BlockStart | memoryview:
     return frame.start if kind == "start" else memoryview(frame.data)
 
 
-def _append(extents: list[pb.Extent], block: int, offset: int, length: int) -> None:
-    last = extents[-1] if extents else None
-    if last is not None and last.block == block and last.offset + last.length == offset:
-        last.length += length
-    else:
-        extents.append(pb.Extent(block=block, offset=offset, length=length))
-
-
 def _get_frame(extents: list[pb.Extent], parts: list[memoryview]) -> bytes:
     fields = pb.GetFrame(extents=extents).SerializeToString()
     size = _varint(sum(map(len, parts)))
-    return b"".join([fields, GET_DATA_TAG, size, *parts])
+    # first, so that it can be found without reading the rest
+    return b"".join([GET_DATA_TAG, size, *parts, fields])
 
 
 def _varint(value: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The one table from errors to gRPC statuses."""
+"""Ends a call with the gRPC status of the error that it raised."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -12,19 +12,6 @@ from packkv_store import errors
 
 log = logging.getLogger(__name__)
 
-STATUS: dict[type[errors.StoreError], grpc.StatusCode] = {
-    errors.RequestError: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    errors.NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
-    errors.PayloadError: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.NoRoom: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.Quarantined: grpc.StatusCode.ABORTED,
-    errors.CorruptBlock: grpc.StatusCode.DATA_LOSS,
-    errors.TierFailure: grpc.StatusCode.UNAVAILABLE,
-    errors.StreamTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -34,6 +21,6 @@ async def status_errors(context: Context) -> AsyncIterator[None]:
     try:
         yield
     except errors.StoreError as error:
-        code = STATUS[type(error)]
+        code = grpc.StatusCode[errors.STATUS[type(error)].name]
         log.debug("call ended with %s: %s", code.name, error)
         await context.abort(code, str(error))

@@ -5,8 +5,16 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from packkv_store.block import ChainHash, Span
-from packkv_store.store.answers import BlockAnswer, Match, Piece, PutResult, StoreStats
+from packkv_store.store.answers import (
+    BlockAnswer,
+    Located,
+    Match,
+    PutResult,
+    StoreStats,
+)
+from packkv_store.store.layout import Layout
 from packkv_store.tenant import Tenant
+from packkv_store.tiers.ram import RamTier
 
 
 class Uploading(Protocol):
@@ -17,6 +25,17 @@ class Uploading(Protocol):
 
     async def data(self, piece: memoryview) -> None:
         """The next bytes of the block. Raises RequestError when there are too many."""
+
+    async def reserve(self, blocks: Sequence[tuple[ChainHash, int]]) -> list[memoryview | None]:
+        """Room for the next blocks, named with their lengths: where the bytes of each go, or None
+        where none are wanted.
+
+        Answers for the first block at least, and for fewer than all when they take more room than
+        a stream may have at one time: ask for the rest when these are filled. Raises RequestError.
+        """
+
+    async def filled(self, count: int) -> None:
+        """The first `count` reserved places that have not been filled yet hold their bytes now."""
 
     async def finish(self) -> list[PutResult]:
         """One result for each start, when all that is stored is as safe as it gets."""
@@ -29,25 +48,49 @@ class Downloading(Protocol):
     def answers(self) -> Sequence[BlockAnswer]:
         """One for each block asked for."""
 
-    def pieces(self) -> AsyncIterator[Piece]:
-        """Heads of all blocks, then layer after layer of all blocks. Raises CorruptBlock."""
+    async def layout(self, groups: int) -> Layout:
+        """In which order `runs` gives the bytes: with one group, payload after payload; with more,
+        all heads, then all blocks' layers in at most `groups` groups."""
+
+    def runs(self, layout: Layout) -> AsyncIterator[list[memoryview]]:
+        """The bytes of the layout, in order and without gaps. Raises CorruptBlock."""
 
 
-class Store(Protocol):
-    """What the RPC layer speaks to: the block store itself, or a layer around it."""
+class Giving(Protocol):
+    """The half of a store that finds and gives."""
 
     async def match(
         self, tenant: Tenant, hashes: Sequence[ChainHash], heads: Span, lease_seconds: float
     ) -> Match:
         """The longest run of present blocks from the front, leased."""
 
-    def put(self, tenant: Tenant) -> AbstractAsyncContextManager[Uploading]:
-        """Takes blocks. Leaving the context before `finish` drops the unfinished block alone."""
-
     def get(
         self, tenant: Tenant, hashes: Sequence[ChainHash], layers: Span, heads: Span
     ) -> AbstractAsyncContextManager[Downloading]:
         """Gives blocks, which stay where they are until the context is left."""
+
+    async def get_profile(self, tenant: Tenant, digest: bytes) -> bytes | None:
+        """The profile in force, or None."""
+
+
+class Store(Giving, Protocol):
+    """What the RPC layer speaks to: the block store itself, or a layer around it."""
+
+    def put(self, tenant: Tenant) -> AbstractAsyncContextManager[Uploading]:
+        """Takes blocks. Leaving the context before `finish` drops the unfinished block alone."""
+
+    async def locate(
+        self,
+        tenant: Tenant,
+        hashes: Sequence[ChainHash],
+        layers: Span,
+        heads: Span,
+        lease_seconds: float,
+    ) -> Located:
+        """Where the blocks are in the tenant's arena, leased, for who can read there himself."""
+
+    def arena(self, tenant: Tenant) -> RamTier:
+        """The memory in which `locate` and `put` have the tenant's blocks."""
 
     async def renew(self, tenant: Tenant, lease_id: int, seconds: float) -> float:
         """Seconds that remain; 0 when the lease is unknown or over."""
@@ -57,9 +100,6 @@ class Store(Protocol):
 
     async def put_profile(self, tenant: Tenant, digest: bytes, profile: bytes) -> bytes:
         """Stores a profile unless there is one; answers the one in force."""
-
-    async def get_profile(self, tenant: Tenant, digest: bytes) -> bytes | None:
-        """The profile in force, or None."""
 
     async def clear(self, root_hash: bytes | None) -> tuple[int, int]:
         """Removes one namespace's blocks, or all; answers blocks and payload bytes."""

@@ -5,6 +5,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from packkv_store.block import ChainHash, TierName
+from packkv_store.store.layout import Extents
 
 
 class MissReason(Enum):
@@ -51,12 +52,26 @@ class BlockAnswer(NamedTuple):
     miss: MissReason | None
 
 
-class Piece(NamedTuple):
-    """A run of payload bytes to send; `data` is valid while its stream holds the block."""
+class Place(NamedTuple):
+    """Where a block is in its tenant's arena. Without an offset it has to be fetched another way,
+    or, with a reason, is a miss."""
 
-    block: int
-    offset: int
-    data: memoryview
+    offset: int | None
+    length: int
+    miss: MissReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A place for every block asked for, which stays as it is for as long as the lease is in force.
+
+    `extents` are the bytes wanted, as rows of block, offset in the payload, length; None: all.
+    """
+
+    lease_id: int
+    lease_seconds: float
+    places: list[Place]
+    extents: Extents | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +94,8 @@ class Tally:
     promoted: int = 0
     expired: int = 0
     recovered: int = 0
+    pulled: int = 0
+    pull_failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,5 +109,7 @@ class StoreStats:
     leases: int
     blocks: int
     tally: Tally
+    # whether the index that this node shares with others answers; one of its own always does
+    index_up: bool = True
     # filled by the metrics layer: counters since the start, by their Prometheus name
     counters: dict[str, int] = field(default_factory=dict)

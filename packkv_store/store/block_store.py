@@ -2,22 +2,32 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+
+import numpy as np
 
 from packkv_store.block import BlockKey, ChainHash, Span, block_key
 from packkv_store.clock import Clock
-from packkv_store.index import Index
 from packkv_store.lease import LeaseTable
 from packkv_store.profiles import Profiles
-from packkv_store.store.answers import BlockAnswer, Match, MissReason, StoreStats
+from packkv_store.store.answers import (
+    BlockAnswer,
+    Located,
+    Match,
+    MissReason,
+    Place,
+    StoreStats,
+)
 from packkv_store.store.block_table import Block
 from packkv_store.store.download import Download, open_sources
+from packkv_store.store.layout import Extents, Part, lay_out
 from packkv_store.store.promotion import Promotion
 from packkv_store.store.residents import Residents
 from packkv_store.store.threads import Run
 from packkv_store.store.upload import Upload
 from packkv_store.tenant import Tenant
+from packkv_store.tiers.extents import Extent
 from packkv_store.tiers.ram import RamTier
 
 
@@ -30,8 +40,6 @@ class BlockStore:
     version: str
     clock: Clock
     started_at: float
-    ram: RamTier
-    index: Index
     leases: LeaseTable
     residents: Residents
     promotion: Promotion
@@ -45,14 +53,12 @@ class BlockStore:
         self, tenant: Tenant, hashes: Sequence[ChainHash], heads: Span, lease_seconds: float
     ) -> Match:
         keys = [block_key(tenant.tag, chain_hash) for chain_hash in hashes]
-        located = await self.index.locate(keys)
-        blocks, miss = self._run_of(keys[: len(located)], heads)
+        blocks, miss = self._run_of(keys, heads)
         matched = [block.key for block in blocks]
         lease_id, granted = self.leases.grant(tenant.tag, matched, lease_seconds)
         self._used(blocks, keys)
         if miss is None and len(blocks) < len(keys):
             miss = MissReason.ABSENT
-            await self._repair(keys[len(blocks) : len(located)][:1])
         return Match(
             [block.length for block in blocks],
             [self.residents.where(block) for block in blocks],
@@ -61,17 +67,24 @@ class BlockStore:
             miss,
         )
 
+    def put(self, tenant: Tenant) -> AbstractAsyncContextManager[Upload]:
+        return self._taking(tenant, self.sync)
+
+    def take_over(self, tenant: Tenant) -> AbstractAsyncContextManager[Upload]:
+        """As `put`, for copies of what another node has: a power cut may have them."""
+        return self._taking(tenant, sync=False)
+
     @asynccontextmanager
-    async def put(self, tenant: Tenant) -> AsyncIterator[Upload]:
+    async def _taking(self, tenant: Tenant, sync: bool) -> AsyncIterator[Upload]:
         upload = Upload(
             self.residents,
-            self.ram,
+            self.arena(tenant),
             self.run,
             tenant,
             self.clock.monotonic(),
             self.max_block_bytes,
             self.max_blocks,
-            self.sync,
+            sync,
         )
         try:
             yield upload
@@ -89,10 +102,44 @@ class BlockStore:
         with self.leases.holding([block.key for block in blocks]):
             self._used(blocks, [])
             await self.promotion.promote(blocks)
-            sources = await open_sources(wanted, self.residents, self.ram, self.run)
+            sources = await open_sources(wanted, self.residents, self.run)
             answers = [_answer(was, now) for was, now in zip(found, wanted, strict=True)]
             yield Download(answers, sources, layers, heads, self.residents, self.run)
         await self.residents.collect()
+
+    async def locate(
+        self,
+        tenant: Tenant,
+        hashes: Sequence[ChainHash],
+        layers: Span,
+        heads: Span,
+        lease_seconds: float,
+    ) -> Located:
+        keys = [block_key(tenant.tag, chain_hash) for chain_hash in hashes]
+        found = [self.residents.find_held(key) for key in keys]
+        wanted = [b if b is not None and b.covers_heads(heads) else None for b in found]
+        blocks = [block for block in wanted if block is not None]
+        held = [block.key for block in blocks]
+        lease_id, granted = self.leases.grant(tenant.tag, held, lease_seconds)
+        try:
+            self._used(blocks, [])
+            shelf = self.residents.ram_of(tenant.tag)
+            # what no lease holds may be overwritten while it is read
+            await self.promotion.promote(blocks if lease_id else [])
+            places = [
+                _place(was, now, shelf.find(now) if now is not None and lease_id else None)
+                for was, now in zip(found, wanted, strict=True)
+            ]
+            extents = None
+            if layers.count or heads.count:
+                extents = await self._extents(wanted, places, layers, heads)
+        except BaseException:
+            await self.release(tenant, lease_id)
+            raise
+        return Located(lease_id, granted, places, extents)
+
+    def arena(self, tenant: Tenant) -> RamTier:
+        return self.residents.ram_of(tenant.tag).tier
 
     async def renew(self, tenant: Tenant, lease_id: int, seconds: float) -> float:
         return self.leases.renew(tenant.tag, lease_id, seconds)
@@ -156,11 +203,20 @@ class BlockStore:
         if blocks and len(blocks) < len(chain):
             self.residents.table.expect(chain[len(blocks)], blocks[-1].key)
 
-    async def _repair(self, stale: Sequence[BlockKey]) -> None:
-        # the index said that these are here and they are not: the tier decides
-        gone = [key for key in stale if self.residents.table.get(key) is None]
-        for shelf in self.residents.shelves if gone else ():
-            await self.index.withdraw(gone, shelf.location)
+    async def _extents(
+        self,
+        blocks: Sequence[Block | None],
+        places: Sequence[Place],
+        layers: Span,
+        heads: Span,
+    ) -> Extents:
+        parts = [
+            Part(number, block.head, True)
+            for number, (block, place) in enumerate(zip(blocks, places, strict=True))
+            if block is not None and block.head is not None and place.offset is not None
+        ]
+        groups = await self.run(lay_out, parts, layers, heads, 1)
+        return groups[0].extents if groups else np.empty((0, 3), np.uint32)
 
 
 def _answer(found: Block | None, wanted: Block | None) -> BlockAnswer:
@@ -171,3 +227,9 @@ def _answer(found: Block | None, wanted: Block | None) -> BlockAnswer:
     if wanted is None:
         return BlockAnswer(0, MissReason.HEADS)
     return BlockAnswer(found.length, None)
+
+
+def _place(found: Block | None, wanted: Block | None, extent: Extent | None) -> Place:
+    if wanted is None or wanted.corrupt:
+        return Place(None, 0, _answer(found, wanted).miss)
+    return Place(None if extent is None else extent.offset, wanted.length, None)

@@ -1,15 +1,18 @@
-"""One Get stream: the pieces of many blocks, layer-major, straight out of the arena."""
+"""One Get stream: the bytes of many blocks, straight out of the arena."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from packkv_store.block import PayloadHead, Span, TierName, chain_hash_of
 from packkv_store.errors import CorruptBlock, PayloadError, TierFailure
-from packkv_store.store.answers import BlockAnswer, Piece
+from packkv_store.store.answers import BlockAnswer
 from packkv_store.store.block_table import Block
+from packkv_store.store.layout import Layout, Part, lay_out
 from packkv_store.store.residents import Residents
 from packkv_store.store.threads import Run
-from packkv_store.tiers.ram import RamTier
+
+# Of blocks that are read from disk on the way, so much is in memory at one time.
+COPIED_BYTES = 4 << 20
 
 
 @dataclass(slots=True)
@@ -34,24 +37,40 @@ class Download:
     residents: Residents
     run: Run
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """Heads of all blocks, then layer after layer of all blocks.
+    async def layout(self, groups: int) -> Layout:
+        """In which order `runs` gives the bytes: with one group, payload after payload; with more,
+        all heads, then all blocks' layers in at most `groups` groups."""
+        parts = [
+            Part(source.number, source.head, source.payload is not None) for source in self.sources
+        ]
+        # a large prefix with few of its heads has a million extents: not on the event loop
+        return await self.run(lay_out, parts, self.layers, self.heads, groups)
+
+    async def runs(self, layout: Layout) -> AsyncIterator[list[memoryview]]:
+        """The bytes of the layout, in order and without gaps; they stay in the arena.
 
         Raises CorruptBlock when a block that is read from disk on the way turns out corrupt.
         """
-        for source in self.sources:
-            yield Piece(source.number, 0, source.head_bytes)
-        depth = max((source.head.layers for source in self.sources), default=0)
-        for layer in self.layers.within(0, depth):
-            for source in self.sources:
-                if layer < source.head.layers:
-                    start, end = source.head.layer_run(layer, self.heads)
-                    payload = source.payload
-                    if payload is None:
-                        data = await self._from_disk(source, layer, start, end)
-                    else:
-                        data = payload[start:end]
-                    yield Piece(source.number, start, data)
+        by_number = {source.number: source for source in self.sources}
+        for group in layout:
+            run: list[memoryview] = []
+            copied = 0
+            for number, offset, length in group.extents.tolist():
+                source = by_number[number]
+                if source.payload is not None:
+                    run.append(source.payload[offset : offset + length])
+                    continue
+                if offset == 0:
+                    run.append(source.head_bytes)
+                    continue
+                layer = source.head.layer_at(offset)
+                run.append(await self._from_disk(source, layer, offset, offset + length))
+                copied += length
+                if copied >= COPIED_BYTES:
+                    yield run
+                    run, copied = [], 0
+            if run:
+                yield run
 
     async def _from_disk(self, source: Source, layer: int, start: int, end: int) -> memoryview:
         run = memoryview(bytearray(end - start))
@@ -65,15 +84,16 @@ class Download:
 
 
 async def open_sources(
-    blocks: Sequence[Block | None], residents: Residents, ram: RamTier, run: Run
+    blocks: Sequence[Block | None], residents: Residents, run: Run
 ) -> list[Source]:
     """A source for every block that can be sent; corrupt ones are quarantined and left out."""
     sources = []
     for number, block in enumerate(blocks):
         if block is None or block.corrupt:
             continue
-        if block in residents.ram and block.head is not None:
-            payload = ram.view(residents.ram.extent(block), block.length)
+        if residents.in_ram(block) and block.head is not None:
+            shelf = residents.ram_of(block.key)
+            payload = shelf.tier.view(shelf.extent(block), block.length)
             head_bytes = payload[: block.head.head_length]
             sources.append(Source(number, block, block.head, head_bytes, payload))
             continue

@@ -12,7 +12,6 @@ from packkv_store.store.residents import Residents
 from packkv_store.store.threads import Run
 from packkv_store.tiers import Tier
 from packkv_store.tiers.extents import Extent
-from packkv_store.tiers.ram import RamTier
 
 # Each call of `scrub` verifies about this much: 2 ms of one core.
 SCRUB_BYTES = 32 << 20
@@ -21,11 +20,8 @@ SCRUB_BYTES = 32 << 20
 class Promotion:
     """Promotes each block once, however many calls want it, `at_once` blocks a call."""
 
-    def __init__(
-        self, residents: Residents, ram: RamTier, leases: LeaseTable, run: Run, at_once: int
-    ) -> None:
+    def __init__(self, residents: Residents, leases: LeaseTable, run: Run, at_once: int) -> None:
         self._residents = residents
-        self._ram = ram
         self._leases = leases
         self._run = run
         self._at_once = at_once
@@ -35,7 +31,10 @@ class Promotion:
     async def promote(self, blocks: Sequence[Block]) -> None:
         """Brings held blocks into RAM. One that has no room there stays on disk alone;
         one that is corrupt is quarantined."""
-        waiting = iter([block for block in blocks if block not in self._residents.ram])
+        away = [block for block in blocks if not self._residents.in_ram(block)]
+        if not away:
+            return
+        waiting = iter(away)
 
         async def work() -> None:
             for block in waiting:
@@ -46,14 +45,15 @@ class Promotion:
     async def scrub(self) -> None:
         """Verifies some blocks in RAM, going on where the last call ended."""
         left = SCRUB_BYTES
-        self._to_scrub = self._to_scrub or self._residents.ram.blocks()
+        self._to_scrub = self._to_scrub or self._residents.all_in_ram()
         while left > 0 and self._to_scrub:
             block = self._to_scrub.pop()
-            if block not in self._residents.ram or block.leaving:
+            if not self._residents.in_ram(block) or block.leaving:
                 continue
             left -= block.length
             with self._leases.holding([block.key]):
-                view = self._ram.view(self._residents.ram.extent(block), block.length)
+                shelf = self._residents.ram_of(block.key)
+                view = shelf.tier.view(shelf.extent(block), block.length)
                 try:
                     await self._run(verify_payload, view, chain_hash_of(block.key))
                 except PayloadError as error:
@@ -70,23 +70,24 @@ class Promotion:
 
     async def _promote(self, block: Block) -> None:
         disk = self._residents.disk
-        if block in self._residents.ram or disk is None or block.corrupt:
+        if self._residents.in_ram(block) or disk is None or block.corrupt:
             return
         with self._leases.holding([block.key]):
+            shelf = self._residents.ram_of(block.key)
             try:
-                extent = await self._residents.ram.reserve(block.length)
+                extent = await shelf.reserve(block.length)
             except NoRoom:
                 return
-            into = self._ram.view(extent, block.length)
+            into = shelf.tier.view(extent, block.length)
             load = partial(_load, disk.tier, disk.extent(block), into, block.key)
             try:
                 head = await self._run(load)
             except (PayloadError, TierFailure) as error:
-                self._ram.free(extent)
+                shelf.tier.free(extent)
                 await self._residents.quarantine(block, TierName.DISK, error)
                 return
             block.head = head
-            await self._residents.ram.add(block, extent)
+            await shelf.add(block, extent)
             self._residents.tally.promoted += 1
 
 

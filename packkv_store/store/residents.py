@@ -1,17 +1,17 @@
 """Which blocks this node holds; the only place that moves them between tiers."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from packkv_store.block import BlockKey, PayloadHead, TierName, chain_hash_of
+from packkv_store.block import TAG_BYTES, BlockKey, PayloadHead, TierName, chain_hash_of
 from packkv_store.clock import Clock
 from packkv_store.errors import NoRoom, Quarantined, TierFailure
 from packkv_store.index import Index, Location
 from packkv_store.lease import LeaseTable
 from packkv_store.store.answers import PutStatus, Tally, TierStats
 from packkv_store.store.block_table import Block, BlockTable
-from packkv_store.store.shelf import Shelf
+from packkv_store.store.shelf import Shelf, TierT
 from packkv_store.store.threads import Run, Tasks, inline
 from packkv_store.tiers.disk import DiskTier
 from packkv_store.tiers.extents import Extent
@@ -27,7 +27,7 @@ class Residents:
     def __init__(
         self,
         node: str,
-        ram: RamTier,
+        arenas: Mapping[bytes, RamTier],
         disk: DiskTier | None,
         index: Index,
         leases: LeaseTable,
@@ -38,26 +38,32 @@ class Residents:
         self.tally = Tally()
         self.tasks = Tasks()
         self.table = BlockTable()
-        self._ram_tier = ram
         self._disk_tier = disk
         self._leases = leases
         self._clock = clock
         self._run = run
         self._ttl = ttl_seconds
         self._leaving: dict[BlockKey, Block] = {}
-        at = Location(node, TierName.RAM)
-        self.ram = Shelf(ram, at, index, leases, inline, self.tasks, self.tally, self._left_shelf)
-        self.disk: Shelf | None = None
-        if disk is not None:
-            at = Location(node, TierName.DISK)
-            self.disk = Shelf(
-                disk, at, index, leases, run, self.tasks, self.tally, self._left_shelf
-            )
 
-    @property
-    def shelves(self) -> list[Shelf]:
-        """Fastest first."""
-        return [self.ram] if self.disk is None else [self.ram, self.disk]
+        def shelf(tier: TierT, run: Run) -> Shelf[TierT]:
+            at = Location(node, tier.name)
+            return Shelf(tier, at, index, leases, run, self.tasks, self.tally, self._left_shelf)
+
+        self._ram = {tag: shelf(arena, inline) for tag, arena in arenas.items()}
+        self.disk = None if disk is None else shelf(disk, run)
+
+    def ram_of(self, key: bytes) -> Shelf[RamTier]:
+        """The RAM of the tenant that a block, or a tag, belongs to. Only a tenant of this server
+        has one; a disk can hold blocks of tenants that were there before."""
+        return self._ram[key[:TAG_BYTES]]
+
+    def in_ram(self, block: Block) -> bool:
+        shelf = self._ram.get(block.key[:TAG_BYTES])
+        return shelf is not None and block in shelf
+
+    def all_in_ram(self) -> list[Block]:
+        """Of all tenants."""
+        return [block for shelf in self._ram.values() for block in shelf.blocks()]
 
     async def recover(self) -> None:
         """Takes in what the disk tier holds from before the start."""
@@ -90,7 +96,7 @@ class Residents:
 
     def where(self, block: Block) -> TierName:
         """The fastest tier that has the block."""
-        return TierName.RAM if block in self.ram else TierName.DISK
+        return TierName.RAM if self.in_ram(block) else TierName.DISK
 
     async def admit(
         self,
@@ -108,7 +114,7 @@ class Residents:
         try:
             on_disk = await self._write_through(key, extent, head.payload_length)
         except (NoRoom, TierFailure):
-            self._ram_tier.free(extent)
+            self.ram_of(key).tier.free(extent)
             raise
         stale = self.table.get(key)
         if stale is not None and self.find(key) is None:
@@ -116,7 +122,7 @@ class Residents:
         # since the put began another stream may have been faster, or a reader may hold an old copy
         known = self.table.get(key)
         if known is not None:
-            self._ram_tier.free(extent)
+            self.ram_of(key).tier.free(extent)
             await self._give_back_on_disk(on_disk)
             return await self._revive(known)
         block = Block.of(key, head, self._clock.wall(), used_at)
@@ -150,16 +156,16 @@ class Residents:
         for block in blocks:
             block.leaving = True
             self._leaving[block.key] = block
-        for shelf in self.shelves:
-            await shelf.hide(blocks)
+        for shelf, here in self._by_shelf(blocks):
+            await shelf.hide(here)
         await self.collect()
 
     async def collect(self) -> None:
         """Frees what has been retired and is no longer held."""
         free = [b for b in self._leaving.values() if not self._leases.holds(b.key)]
-        for shelf in self.shelves if free else ():
+        for shelf, here in self._by_shelf(free):
             # one that was put again meanwhile is no longer leaving
-            await shelf.drop([block for block in free if block in shelf and block.leaving])
+            await shelf.drop([block for block in here if block.leaving])
 
     async def expire(self) -> None:
         """Retires blocks that are past their time to live."""
@@ -176,22 +182,47 @@ class Residents:
             await self._run(self._disk_tier.flush)
 
     def tier_stats(self) -> list[TierStats]:
-        return [
-            TierStats(s.tier.name, len(s), s.tier.used_bytes, s.tier.capacity_bytes)
-            for s in self.shelves
+        ram = list(self._ram.values())
+        stats = [
+            TierStats(
+                TierName.RAM,
+                sum(map(len, ram)),
+                sum(shelf.tier.used_bytes for shelf in ram),
+                sum(shelf.tier.capacity_bytes for shelf in ram),
+            )
         ]
+        if self.disk is not None:
+            disk = self.disk.tier
+            stats.append(
+                TierStats(TierName.DISK, len(self.disk), disk.used_bytes, disk.capacity_bytes)
+            )
+        return stats
+
+    def _by_shelf(
+        self, blocks: Iterable[Block]
+    ) -> Iterator[tuple[Shelf[RamTier] | Shelf[DiskTier], list[Block]]]:
+        """The shelves that have some of the blocks, with those: RAM first."""
+        blocks = list(blocks)
+        tags: dict[bytes, list[Block]] = {}
+        for block in blocks:
+            if self.in_ram(block):
+                tags.setdefault(block.key[:TAG_BYTES], []).append(block)
+        for tag, here in tags.items():
+            yield self._ram[tag], here
+        if self.disk is not None and (here := [block for block in blocks if block in self.disk]):
+            yield self.disk, here
 
     async def _publish(self, block: Block, in_ram: Extent, on_disk: Extent | None) -> None:
         if self.disk is not None and on_disk is not None:
             await self.disk.add(block, on_disk)
-        await self.ram.add(block, in_ram)
+        await self.ram_of(block.key).add(block, in_ram)
 
     async def _write_through(self, key: BlockKey, extent: Extent, length: int) -> Extent | None:
         for is_last_try in (False, True):
             if self.disk is None:
                 break
             on_disk = await self.disk.reserve(length)
-            payload = self._ram_tier.view(extent, length)
+            payload = self.ram_of(key).tier.view(extent, length)
             try:
                 await self._run(self.disk.tier.write, key, on_disk, payload, self._clock.wall())
             except TierFailure:
@@ -214,7 +245,7 @@ class Residents:
         if known.leaving:
             known.leaving = False
             self._leaving.pop(known.key, None)
-            for shelf in self.shelves:
+            for shelf, _ in self._by_shelf([known]):
                 await shelf.show(known)
         return PutStatus.ALREADY_PRESENT
 
@@ -222,8 +253,8 @@ class Residents:
         return self._ttl > 0 and block.stored_at + self._ttl < self._clock.wall()
 
     def _left_shelf(self, block: Block) -> None:
-        if block not in self.ram:
+        if not self.in_ram(block):
             block.head = None
-        if not any(block in shelf for shelf in self.shelves):
+        if not self.in_ram(block) and (self.disk is None or block not in self.disk):
             self.table.remove(block)
             self._leaving.pop(block.key, None)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from typing import Generic, TypeVar
 
 from packkv_store.block import BlockKey
 from packkv_store.errors import NoRoom, TierFailure
@@ -18,6 +19,8 @@ from packkv_store.tiers.extents import Extent
 
 log = logging.getLogger(__name__)
 
+TierT = TypeVar("TierT", bound=Tier)
+
 # Eviction starts at the high watermark and goes on to the low one, so that it comes in batches.
 HIGH_WATERMARK = 0.97
 LOW_WATERMARK = 0.92
@@ -25,12 +28,12 @@ LOW_WATERMARK = 0.92
 EVICTED_AT_ONCE = 256 << 20
 
 
-class Shelf:
-    """Blocks of one tier. Held blocks (leased, or being sent) never leave it."""
+class Shelf(Generic[TierT]):
+    """Blocks of one tier, in RAM those of one tenant. Held ones (leased, or being sent) stay."""
 
     def __init__(
         self,
-        tier: Tier,
+        tier: TierT,
         location: Location,
         index: Index,
         leases: LeaseTable,
@@ -63,6 +66,11 @@ class Shelf:
     def extent(self, block: Block) -> Extent:
         """Where the block is in this tier."""
         return self._blocks[block.key][1]
+
+    def find(self, block: Block) -> Extent | None:
+        """Where the block is in this tier, if it is."""
+        known, extent = self._blocks.get(block.key, (None, None))
+        return extent if known is block else None
 
     async def reserve(self, length: int) -> Extent:
         """Room for `length` bytes, after evicting others if need be. Raises NoRoom."""

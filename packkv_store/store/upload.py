@@ -1,9 +1,17 @@
-"""One Put stream: blocks arrive one after another, straight into the arena."""
+"""One Put stream: blocks arrive one after another or many at a time, straight into the arena."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from packkv_store.block import HEADER, BlockKey, ChainHash, block_key, verify_payload
+from packkv_store.block import (
+    HEADER,
+    BlockKey,
+    ChainHash,
+    PayloadHead,
+    block_key,
+    verify_payload,
+)
 from packkv_store.errors import (
     LimitExceeded,
     NoRoom,
@@ -19,7 +27,13 @@ from packkv_store.tenant import Tenant
 from packkv_store.tiers.extents import Extent
 from packkv_store.tiers.ram import RamTier
 
-MAX_COMMITS = 4
+# What `start` and `data` may have completed and not begun to commit, unless it is one block.
+COMPLETE_BYTES = 16 << 20
+# Blocks of one stream that are written to disk at one time.
+MAX_WRITES = 4
+# What one stream may have reserved in the arena and not yet committed, unless one block is larger;
+# of a small arena it is a quarter.
+WINDOW_BYTES = 128 << 20
 
 
 @dataclass(slots=True)
@@ -37,9 +51,10 @@ class Arriving:
 
 @dataclass(slots=True)
 class Upload:
-    """Takes starts and bytes in turn. What is finished stays, whatever becomes of the stream.
+    """Takes blocks by `start` and `data` in turn, or by `reserve` and `filled`. What is finished
+    stays, whatever becomes of the stream.
 
-    Memory is bounded: one block is being filled and at most four are being committed.
+    Memory is bounded: one block, or one window of blocks, is being filled or committed.
     """
 
     residents: Residents
@@ -51,25 +66,30 @@ class Upload:
     max_blocks: int
     sync: bool
     _arriving: Arriving | None = None
+    _placed: list[Arriving] = field(default_factory=list)
     _before: BlockKey | None = None
-    _results: list["asyncio.Task[PutResult]"] = field(default_factory=list)
-    _pending: list["asyncio.Task[PutResult]"] = field(default_factory=list)
+    _count: int = 0
+    _complete: list[Arriving] = field(default_factory=list)
+    _results: list[PutResult] = field(default_factory=list)
+    _committing: "asyncio.Task[None] | None" = None
+    _taken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self, chain_hash: ChainHash, length: int) -> None:
         """The next block begins. Raises RequestError when the last one is not complete."""
-        if self._arriving is not None:
-            raise self._incomplete(self._arriving)
-        if length > self.max_block_bytes:
-            raise LimitExceeded("length", length, self.max_block_bytes)
-        if len(self._results) >= self.max_blocks:
-            raise LimitExceeded("blocks of one stream", len(self._results) + 1, self.max_blocks)
-        key = block_key(self.tenant.tag, chain_hash)
-        arriving = Arriving(chain_hash, key, length, self._before)
-        self._before = key
-        await self._make_place(arriving)
+        self._check_complete()
+        arriving = self._next(chain_hash, length)
+        try:
+            try:
+                await self._make_place(arriving)
+            except NoRoom:
+                # what is complete and not committed yet can only be evicted afterwards
+                await self._settle()
+                await self._make_place(arriving)
+        except NoRoom as error:
+            arriving.answer = _answer(arriving, PutStatus.REJECTED, str(error))
         self._arriving = arriving
         if length == 0:
-            await self._complete(arriving)
+            await self._complete_one(arriving)
 
     async def data(self, piece: memoryview) -> None:
         """The next bytes of the current block. Raises RequestError when there are too many."""
@@ -79,69 +99,157 @@ class Upload:
         end = arriving.filled + len(piece)
         if end > arriving.length:
             raise RequestError("data", f"{end} bytes", f"the {arriving.length} of its start")
-        if arriving.extent is not None:
-            self.ram.view(arriving.extent, end)[arriving.filled :] = piece
+        view = self._view(arriving)
+        if view is not None:
+            view[arriving.filled : end] = piece
         arriving.filled = end
         if end == arriving.length:
-            await self._complete(arriving)
+            await self._complete_one(arriving)
+
+    async def reserve(self, blocks: Sequence[tuple[ChainHash, int]]) -> list[memoryview | None]:
+        """Room for the next blocks, named with their lengths: where the bytes of each go, or None
+        where none are wanted.
+
+        Answers for the first block at least, and for fewer than all when they take more room than
+        a stream may have at one time: ask for the rest when these are filled. Raises RequestError.
+        """
+        self._check_complete()
+        # one window at a time: what is not committed yet cannot be evicted for the next either
+        await self._settle()
+        room = min(WINDOW_BYTES, self.ram.capacity_bytes // 4)
+        for chain_hash, length in blocks:
+            if self._placed and length > room:
+                break
+            arriving = self._next(chain_hash, length)
+            try:
+                await self._make_place(arriving)
+            except NoRoom as error:
+                if any(one.extent is not None for one in self._placed):
+                    self._take_back(arriving)
+                    break
+                arriving.answer = _answer(arriving, PutStatus.REJECTED, str(error))
+            self._placed.append(arriving)
+            room -= length if arriving.extent is not None else 0
+        return [self._view(arriving) for arriving in self._placed]
+
+    async def filled(self, count: int) -> None:
+        """The first `count` places that have not been filled yet hold their bytes now."""
+        done, self._placed = self._placed[:count], self._placed[count:]
+        self._commit(done)
 
     async def finish(self) -> list[PutResult]:
-        """The stream has ended: one result for each start, once all is as safe as it gets."""
-        if self._arriving is not None:
-            raise self._incomplete(self._arriving)
-        # shielded one by one: a stream that is cancelled now must not stop what has been finished
-        results = [await asyncio.shield(result) for result in self._results]
-        if self.sync and any(result.status is PutStatus.STORED for result in results):
+        """The stream has ended: one result for each block, once all is as safe as it gets."""
+        self._check_complete()
+        await self._settle()
+        if self.sync and any(result.status is PutStatus.STORED for result in self._results):
             await self.residents.flush()
-        return results
+        return self._results
 
     def abandon(self) -> None:
-        """Gives the unfinished block back. Blocks that are complete are still committed."""
-        if self._arriving is not None and self._arriving.extent is not None:
-            self.ram.free(self._arriving.extent)
+        """Gives unfinished blocks back. Blocks that are complete are still committed."""
+        unfinished = [self._arriving] if self._arriving is not None else []
+        for arriving in [*unfinished, *self._placed]:
+            if arriving.extent is not None:
+                self.ram.free(arriving.extent)
         self._arriving = None
+        self._placed = []
+
+    def _next(self, chain_hash: ChainHash, length: int) -> Arriving:
+        if length > self.max_block_bytes:
+            raise LimitExceeded("length", length, self.max_block_bytes)
+        if self._count >= self.max_blocks:
+            raise LimitExceeded("blocks of one stream", self._count + 1, self.max_blocks)
+        key = block_key(self.tenant.tag, chain_hash)
+        arriving = Arriving(chain_hash, key, length, self._before)
+        self._before = key
+        self._count += 1
+        return arriving
+
+    def _take_back(self, arriving: Arriving) -> None:
+        self._before = arriving.before
+        self._count -= 1
 
     async def _make_place(self, arriving: Arriving) -> None:
+        """An extent, or an answer why none is needed. Raises NoRoom."""
         if self.residents.find(arriving.key) is not None:
             arriving.answer = _answer(arriving, PutStatus.ALREADY_PRESENT)
         elif arriving.length < HEADER.size:
             reason = f"length is {arriving.length}, a header alone is {HEADER.size} bytes"
             arriving.answer = _answer(arriving, PutStatus.REJECTED, reason)
         else:
-            try:
-                arriving.extent = await self.residents.ram.reserve(arriving.length)
-            except NoRoom as error:
-                arriving.answer = _answer(arriving, PutStatus.REJECTED, str(error))
+            arriving.extent = await self.residents.ram_of(arriving.key).reserve(arriving.length)
 
-    async def _complete(self, arriving: Arriving) -> None:
+    async def _complete_one(self, arriving: Arriving) -> None:
         self._arriving = None
-        task = self.residents.tasks.begin(self._commit(arriving))
-        self._results.append(task)
-        self._pending = [one for one in self._pending if not one.done()] + [task]
-        if len(self._pending) >= MAX_COMMITS:
-            await asyncio.shield(self._pending[0])
+        self._commit([arriving])
+        while sum(one.length for one in self._complete) >= COMPLETE_BYTES:
+            self._taken.clear()
+            await self._taken.wait()
 
-    async def _commit(self, arriving: Arriving) -> PutResult:
-        if arriving.extent is None:
-            assert arriving.answer is not None
-            return arriving.answer
-        payload = self.ram.view(arriving.extent, arriving.length)
-        try:
-            head = await self.run(verify_payload, payload, arriving.chain_hash)
-        except PayloadError as error:
-            self.ram.free(arriving.extent)
-            return _answer(arriving, PutStatus.REJECTED, str(error))
+    def _commit(self, done: list[Arriving]) -> None:
+        """Begins to commit complete blocks, after those before them."""
+        self._complete += done
+        if self._committing is None or self._committing.done():
+            self._committing = self.residents.tasks.begin(self._commit_all())
+
+    async def _settle(self) -> None:
+        # shielded: a stream that is cancelled now must not stop what has been finished
+        if self._committing is not None:
+            await asyncio.shield(self._committing)
+
+    async def _commit_all(self) -> None:
+        # what has arrived while some are committed goes together: the busier, the fewer steps
+        while self._complete:
+            done, self._complete = self._complete, []
+            self._taken.set()
+            checks = [(v, one.chain_hash) for one in done if (v := self._view(one)) is not None]
+            heads = iter(await self.run(_verified, checks) if checks else ())
+            ready = [(one, None if one.extent is None else next(heads)) for one in done]
+            for first in range(0, len(ready), MAX_WRITES):
+                some = ready[first : first + MAX_WRITES]
+                self._results += await asyncio.gather(*(self._admit(*one) for one in some))
+
+    async def _admit(self, arrived: Arriving, head: PayloadHead | PayloadError | None) -> PutResult:
+        extent = arrived.extent
+        if extent is None or head is None:
+            assert arrived.answer is not None
+            return arrived.answer
+        if isinstance(head, PayloadError):
+            self.ram.free(extent)
+            return _answer(arrived, PutStatus.REJECTED, str(head))
         try:
             status = await self.residents.admit(
-                arriving.key, head, arriving.extent, self.used_at, arriving.before
+                arrived.key, head, extent, self.used_at, arrived.before
             )
         except (NoRoom, TierFailure, Quarantined) as error:
-            return _answer(arriving, PutStatus.REJECTED, str(error))
-        return _answer(arriving, status)
+            return _answer(arrived, PutStatus.REJECTED, str(error))
+        return _answer(arrived, status)
 
-    def _incomplete(self, arriving: Arriving) -> RequestError:
-        got = f"{arriving.filled} bytes of a block of {arriving.length}"
-        return RequestError("stream", got, "every block whole before the next start or the end")
+    def _view(self, arriving: Arriving) -> memoryview | None:
+        if arriving.extent is None:
+            return None
+        return self.ram.view(arriving.extent, arriving.length)
+
+    def _check_complete(self) -> None:
+        got = ""
+        if self._arriving is not None:
+            got = f"{self._arriving.filled} bytes of a block of {self._arriving.length}"
+        elif self._placed:
+            got = f"{len(self._placed)} blocks without their bytes"
+        if got:
+            raise RequestError("stream", got, "every block whole before the next start or the end")
+
+
+def _verified(
+    payloads: Sequence[tuple[memoryview, ChainHash]],
+) -> list[PayloadHead | PayloadError]:
+    heads: list[PayloadHead | PayloadError] = []
+    for payload, chain_hash in payloads:
+        try:
+            heads.append(verify_payload(payload, chain_hash))
+        except PayloadError as error:
+            heads.append(error)
+    return heads
 
 
 def _answer(arriving: Arriving, status: PutStatus, reason: str = "") -> PutResult:

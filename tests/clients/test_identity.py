@@ -27,21 +27,21 @@ CHANGES: dict[str, Any] = {
     "profile_digest": None,
     "rope_digest": "ee" * 32,
     "block_size": 128,
-    "layout_version": 2,
+    "layout_version": 3,
     "tenant_salt": "tenant-a",
 }
 
 
-def test_golden_root_hash_never_changes() -> None:
+def test_golden_root_hash_never_changes_within_a_layout() -> None:
     assert NAMESPACE.canonical_json().decode() == (
         '{"adapter_digest":null,"block_size":64,'
         '"codec":{"delta":1.0,"id":"hybrid","v_levels":8},"kv_dtype":"bfloat16",'
-        '"layout_version":1,"model":"org/model","profile_digest":"' + "cd" * 32 + '",'
+        '"layout_version":2,"model":"org/model","profile_digest":"' + "cd" * 32 + '",'
         '"rope_digest":"' + "ef" * 32 + '","tenant_salt":"","weights_digest":"' + "ab" * 32 + '"}'
     )
     assert (
         NAMESPACE.root_hash().hex()
-        == "c92c00eb514c86cce27871334b2d16c21137cc10f65f10cdf01fd5904be52d29"
+        == "31ceaf3427533a17be84ba20201bffa71af5204ca5578eddb546377184bb0eb5"
     )
 
 
@@ -136,6 +136,20 @@ def test_json_that_is_no_namespace_is_refused(text: str) -> None:
 
 def test_a_salt_does_not_show_in_the_repr() -> None:
     assert "secret" not in repr(dataclasses.replace(NAMESPACE, tenant_salt="secret"))
+
+
+@given(pairs=st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), unique=True, min_size=2))
+def test_no_two_pairs_of_tenant_and_cache_salt_share(pairs: list[tuple[str, str]]) -> None:
+    roots = {
+        dataclasses.replace(NAMESPACE, tenant_salt=tenant).with_cache_salt(salt).root_hash()
+        for tenant, salt in pairs
+    }
+    assert len(roots) == len(pairs)
+
+
+def test_without_a_cache_salt_the_namespace_stays_what_it_is() -> None:
+    assert NAMESPACE.with_cache_salt("") == NAMESPACE
+    assert NAMESPACE.with_cache_salt("s").root_hash() != NAMESPACE.root_hash()
 
 
 CONFIG = {"rope_theta": 1e4, "rope_scaling": None, "max_position_embeddings": 8192, "vocab_size": 9}

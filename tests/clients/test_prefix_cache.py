@@ -190,7 +190,7 @@ def test_nonsense_from_the_engine_is_an_empty_answer(client: Client, worker: Wor
         {"codec": {"id": "raw", "extra": 1}},
         {"codec": codec_identity(HybridConfig())},
         {"block_size": 128},
-        {"layout_version": 2},
+        {"layout_version": 1},
         {"kv_dtype": "int8"},
         {"profile_digest": "not hex"},
         {"profile_digest": "ab"},

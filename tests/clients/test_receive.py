@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packkv.client.messages import Fetched, Miss
-from packkv.client.receive import Receipt
+from packkv.client.paths.buffers import Buffers
+from packkv.client.receive import Receipt, read_frame
 from packkv.errors import ProtocolViolation
 from packkv_protos.v1 import block_store_pb2 as pb
 
@@ -32,9 +33,9 @@ def content(block: Fetched) -> bytes:
 
 
 def receive(*frames: pb.GetFrame, count: int = 2, whole: bool = True) -> list[Fetched]:
-    receipt = Receipt(count, max_bytes=1000, whole=whole)
+    receipt = Receipt(count, max_bytes=1000, whole=whole, buffers=Buffers(0))
     for frame in frames:
-        receipt.add(frame)
+        receipt.add(read_frame(frame.SerializeToString()))
     return receipt.blocks()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from packkv.client import Client, ClientConfig
+from packkv.client.config import PATHS
 from packkv.errors import AccessDenied, ConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -72,11 +73,17 @@ def guarded(
 
 
 def config(
-    certificates: Path, token: str | None, *, ca: str = "server", who: str | None = "client"
+    certificates: Path,
+    token: str | None,
+    *,
+    ca: str = "server",
+    who: str | None = "client",
+    paths: tuple[str, ...] = PATHS,
 ) -> ClientConfig:
     return ClientConfig(
         deadline_s=5,
         retries=0,
+        paths=paths,
         tls_ca=certificates / f"{ca}.pem",
         tls_cert=certificates / f"{who}.pem" if who else None,
         tls_key=certificates / f"{who}.key" if who else None,

@@ -61,7 +61,7 @@ def build_payload(
     head_length = -(-(192 + 24 * layers * heads) // 16) * 16
     length = head_length + sum(map(len, sections))
     header = HEADER.pack(
-        b"PackKV\r\n", 1, 2, 1, 0, tokens, 0, layers, first_head, heads, 64,
+        b"PackKV\r\n", 2, 2, 1, 0, tokens, 0, layers, first_head, heads, 64,
         root_hash, chain_hash, bytes(32), bytes(32), length, first_token,
     )  # fmt: skip
     table, at = bytearray(), head_length

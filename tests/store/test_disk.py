@@ -143,8 +143,10 @@ async def test_a_flipped_byte_met_on_the_way_ends_the_stream(
 async def test_damage_in_ram_is_found_by_scrubbing(app: App, client: Client) -> None:
     prefix = build_prefix("a", 3)
     await client.put(prefix)
-    [block] = [b for b in app.store.residents.ram.blocks() if b.key[16:] == prefix[1].chain_hash]
-    view = app.store.ram.view(app.store.residents.ram.extent(block), block.length)
+    residents = app.store.residents
+    [block] = [b for b in residents.all_in_ram() if b.key[16:] == prefix[1].chain_hash]
+    shelf = residents.ram_of(block.key)
+    view = shelf.tier.view(shelf.extent(block), block.length)
     view[-1] ^= 1
     await app.store.promotion.scrub()
     assert (await client.match(hashes_of(prefix))).blocks == 1

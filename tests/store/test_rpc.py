@@ -13,7 +13,6 @@ from packkv_protos.v1 import admin_pb2
 from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_store import errors
 from packkv_store.app import App
-from packkv_store.rpc.status import STATUS
 from tests.store.conftest import (
     MIB,
     Client,
@@ -244,7 +243,7 @@ GOOD = build_payload(b"g" * 32, b"r" * 32)
         (GOOD.data[:-16], "payload length"),
         (GOOD.data + bytes(16), "payload length"),
         (broken(GOOD.data, 0, 0), "magic"),
-        (broken(GOOD.data, 8, 2), "format version"),
+        (broken(GOOD.data, 8, 1), "format version"),
         (broken(GOOD.data, 10, 9), "codec"),
         (broken(GOOD.data, 14, 65), "tokens"),
         (broken(GOOD.data, 18, 0), "layers"),
@@ -355,8 +354,10 @@ def test_every_error_has_a_status() -> None:
             yield child
             yield from tree(child)
 
-    assert set(tree(errors.StoreError)) == set(STATUS)
-    for kind in STATUS:
+    assert set(tree(errors.StoreError)) == set(errors.STATUS)
+    for status in errors.Status:
+        assert grpc.StatusCode[status.name].value[0] == status
+    for kind in errors.STATUS:
         assert kind.__name__ in (errors.__doc__ or "")
 
 

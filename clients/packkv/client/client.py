@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -20,13 +21,14 @@ from packkv.client.messages import (
     Span,
     Stats,
     match_of,
-    puts_of,
     range_of,
     stats_of,
 )
-from packkv.client.receive import Receipt
-from packkv.client.upload import Buffer, Upload
-from packkv.errors import StoreUnavailable
+from packkv.client.paths import Buffer, Offer, Views, Wanted
+from packkv.client.paths.buffers import Buffers
+from packkv.client.paths.choice import PathChoice
+from packkv.client.paths.grpc_stream import GrpcStream
+from packkv.errors import StoreUnavailable, Unsupported, store_error
 from packkv_protos.v1 import admin_pb2, admin_pb2_grpc, block_store_pb2_grpc
 from packkv_protos.v1 import block_store_pb2 as pb
 
@@ -66,6 +68,9 @@ class Client:
         self._channel = open_channel(target, self.config)
         self._store = block_store_pb2_grpc.BlockStoreStub(self._channel)
         self._admin = admin_pb2_grpc.AdminStub(self._channel)
+        buffers = Buffers(self.config.keep_bytes)
+        grpc_stream = GrpcStream(self._channel, self._metadata, buffers)
+        self._paths = PathChoice(target, self.config, self._ask_paths, grpc_stream, buffers)
         self._health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             _HEALTH_CHECK
         )
@@ -73,6 +78,7 @@ class Client:
     def close(self) -> None:
         """Close the connection; calls under way in other threads end with ClientClosed."""
         self._caller.close()
+        self._paths.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -85,6 +91,16 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def path(self) -> str | None:
+        """How the last Get or Put went: one of `ClientConfig.paths`; None before the first."""
+        return self._paths.name
+
+    @property
+    def transfers(self) -> Mapping[str, int]:
+        """How many calls have gone by each path."""
+        return self._paths.transfers
 
     def match(
         self,
@@ -109,16 +125,12 @@ class Client:
         The iterable is read as the network takes it. It is never sent twice, so a Put is not
         retried; what the iterable raises comes out here, and finished blocks stay stored.
         """
-        upload = Upload(blocks)
-        reply = self._caller.run(
+        return self._caller.run(
             "Put",
-            lambda left_s: self._store.Put(iter(upload), timeout=left_s, metadata=self._metadata),
+            lambda left_s: self._paths.put(blocks, left_s),
             deadline_s=self._transfer(deadline_s),
             repeatable=False,
         )
-        if upload.failure is not None:
-            raise upload.failure
-        return puts_of(reply, upload.started)
 
     def get(
         self,
@@ -137,30 +149,41 @@ class Client:
         `max_bytes` (at most the configured limit) is refused before it is allocated. `on_bytes` is
         told the size of each frame that arrives, also of a call that fails later.
         """
-        limit = min(
-            self.config.max_get_bytes if max_bytes is None else max_bytes, self.config.max_get_bytes
-        )
-        whole = layers is None and heads is None
-        request = pb.GetRequest(
-            chain_hashes=chain_hashes,
-            layers=range_of(layers),
-            heads=range_of(heads),
-            lease_id=lease_id,
+        limit = self._limit(max_bytes)
+        wanted = Wanted(tuple(chain_hashes), layers, heads, lease_id, limit, on_bytes)
+        return self._caller.run(
+            "Get",
+            lambda left_s: self._paths.get(wanted, left_s),
+            deadline_s=self._transfer(deadline_s),
         )
 
-        def receive(left_s: float) -> list[Fetched]:
-            receipt = Receipt(len(chain_hashes), max_bytes=limit, whole=whole)
-            call = self._store.Get(request, timeout=left_s, metadata=self._metadata)
-            try:
-                for frame in call:
-                    receipt.add(frame)
-                    if on_bytes is not None:
-                        on_bytes(len(frame.data))
-            finally:
-                call.cancel()
-            return receipt.blocks()
+    @contextmanager
+    def views(
+        self,
+        chain_hashes: Sequence[bytes],
+        *,
+        layers: Span | None = None,
+        heads: Span | None = None,
+        max_bytes: int | None = None,
+        lease_ms: int = 10_000,
+        deadline_s: float | None = None,
+    ) -> Iterator[Views]:
+        """As `get`, with the payloads where the store has them if its memory can be seen from here.
 
-        return self._caller.run("Get", receive, deadline_s=self._transfer(deadline_s))
+        They can be read, not written, and only inside the `with` body: nothing made of them may be
+        kept. What was read counts if `Views.are_held` is still true afterwards. The store keeps
+        them for `lease_ms` at most. Where its memory cannot be seen they are a copy.
+        """
+        limit = self._limit(max_bytes)
+        wanted = Wanted(tuple(chain_hashes), layers, heads, 0, limit, None)
+        with ExitStack() as stack:
+            yield self._caller.run(
+                "Views",
+                lambda left_s: stack.enter_context(
+                    self._paths.views(wanted, lease_ms / 1000, left_s)
+                ),
+                deadline_s=self._transfer(deadline_s),
+            )
 
     def renew(self, lease_id: int, lease_ms: int, *, deadline_s: float | None = None) -> int:
         """Move the expiry of a lease; the milliseconds it has now, 0 when it is unknown or over."""
@@ -218,6 +241,16 @@ class Client:
         wait_s = self.config.deadline_s if deadline_s is None else deadline_s
         self._caller.run("Ping", check, deadline_s=wait_s)
 
+    def _ask_paths(self, timeout_s: float) -> Offer:
+        try:
+            reply = self._store.Paths(pb.PathsRequest(), timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as failure:
+            error = store_error(failure, "Paths", self.target)
+            if isinstance(error, Unsupported):
+                raise error from failure
+            raise
+        return Offer(reply.shared_memory_socket, reply.bulk_port, reply.nonce)
+
     def _ask(
         self,
         name: str,
@@ -233,3 +266,7 @@ class Client:
 
     def _transfer(self, deadline_s: float | None) -> float:
         return self.config.transfer_deadline_s if deadline_s is None else deadline_s
+
+    def _limit(self, max_bytes: int | None) -> int:
+        most = self.config.max_get_bytes
+        return most if max_bytes is None else min(max_bytes, most)

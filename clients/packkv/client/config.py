@@ -5,8 +5,13 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from packkv.errors import ConfigError
+
+# Every way to move payloads: memory shared with a store on this host, a TCP connection of its own,
+# the streams of the gRPC service.
+PATHS: Final = ("shared-memory", "bulk", "grpc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,8 @@ class ClientConfig:
         breaker_failures: calls that must fail in a row before the store is left alone.
         breaker_pause_s: how long it is left alone first; doubles up to `breaker_max_pause_s`.
         max_get_bytes: the most that one Get may announce; more is refused before it is allocated.
+        keep_bytes: memory of past Gets that lies ready for the next; views in use do not count.
+        paths: ways to move payloads, best first; those that the server does not offer are skipped.
         tls: encrypt, and check the server against the system's authorities.
         tls_ca: PEM file of the authority to check against instead; implies `tls`.
         tls_cert, tls_key: PEM files with which the client identifies itself; imply `tls`.
@@ -36,6 +43,8 @@ class ClientConfig:
     breaker_pause_s: float = 1.0
     breaker_max_pause_s: float = 30.0
     max_get_bytes: int = 8 << 30
+    keep_bytes: int = 256 << 20
+    paths: tuple[str, ...] = PATHS
     tls: bool = False
     tls_ca: Path | None = None
     tls_cert: Path | None = None
@@ -52,9 +61,16 @@ class ClientConfig:
                 f"breaker_max_pause_s ({self.breaker_max_pause_s}) must be at least "
                 f"breaker_pause_s ({self.breaker_pause_s})"
             )
-        for name, least in (("retries", 0), ("breaker_failures", 1), ("max_get_bytes", 1)):
+        for name, least in (
+            ("retries", 0),
+            ("breaker_failures", 1),
+            ("max_get_bytes", 1),
+            ("keep_bytes", 0),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not self.paths or not set(self.paths) <= set(PATHS):
+            raise ConfigError(f"paths must be some of {', '.join(PATHS)}, not {self.paths}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key go together")
 

@@ -163,13 +163,15 @@ def puts_of(reply: pb.PutReply, sent: Sequence[bytes]) -> list[Put]:
         raise ProtocolViolation(
             f"Put: {len(reply.results)} results do not answer the {len(sent)} blocks"
         )
-    results = []
-    for result in reply.results:
-        status = _PUT_STATUSES.get(result.status)
-        if status is None:
-            raise ProtocolViolation(f"Put: a result has the status {result.status}")
-        results.append(Put(result.chain_hash, status, result.reason))
-    return results
+    return [put_of(result.chain_hash, result.status, result.reason) for result in reply.results]
+
+
+def put_of(chain_hash: bytes, status: int, reason: str) -> Put:
+    """A result with the status of the wire, or ProtocolViolation."""
+    known = _PUT_STATUSES.get(status)
+    if known is None:
+        raise ProtocolViolation(f"Put: a result has the status {status}")
+    return Put(chain_hash, known, reason)
 
 
 def stats_of(reply: admin_pb2.StatsReply) -> Stats:

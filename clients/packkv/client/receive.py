@@ -6,11 +6,56 @@ was asked and announced before a byte is written, so the worst it can do is wast
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from packkv.client.messages import MAX_PAYLOAD_BYTES, Fetched, miss_of
+from packkv.client.paths.buffers import Buffers
 from packkv.errors import ProtocolViolation
 from packkv_protos.v1 import block_store_pb2 as pb
+
+_DATA_TAG = bytes([pb.GetFrame.DATA_FIELD_NUMBER << 3 | 2])
+
+
+class Frame(NamedTuple):
+    """A GetFrame whose payload bytes are still where gRPC has put them."""
+
+    blocks: Sequence[pb.BlockAnswer]
+    extents: Sequence[pb.Extent]
+    data: memoryview
+
+
+def read_frame(message: bytes) -> Frame:
+    """The frame that a serialised GetFrame holds; without a copy of its data when that is the first
+    field, as this server sends it. Raises ProtocolViolation."""
+    view = memoryview(message)
+    data, rest = view[:0], message
+    if message[:1] == _DATA_TAG:
+        length, start = _read_varint(view, 1)
+        if start + length <= len(view):
+            data, rest = view[start : start + length], message[start + length :]
+    try:
+        frame = pb.GetFrame.FromString(rest)
+    except DecodeError as error:
+        raise _violation(f"a frame of {len(message)} bytes cannot be read") from error
+    return Frame(frame.blocks, frame.extents, memoryview(frame.data) if frame.data else data)
+
+
+def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    """Value and where it ends; a length that no message can have when it is malformed."""
+    value = 0
+    for shift in range(0, 35, 7):
+        if at >= len(view):
+            break
+        byte = view[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    return len(view) + 1, at
 
 
 class Receipt:
@@ -23,9 +68,11 @@ class Receipt:
         count: blocks asked for.
         max_bytes: the most that the answers may announce together.
         whole: whole payloads were asked for, so a gap is an error.
+        buffers: where the buffer comes from.
     """
 
-    def __init__(self, count: int, *, max_bytes: int, whole: bool) -> None:
+    def __init__(self, count: int, *, max_bytes: int, whole: bool, buffers: Buffers) -> None:
+        self._buffers = buffers
         self._max_bytes = max_bytes
         self._whole = whole
         self._answers: list[pb.BlockAnswer | None] = [None] * count
@@ -35,7 +82,7 @@ class Receipt:
         self._buffer: memoryview | None = None
         self._received: list[list[tuple[int, int]]] = [[] for _ in range(count)]
 
-    def add(self, frame: pb.GetFrame) -> None:
+    def add(self, frame: Frame) -> None:
         """Take one frame in.
 
         Raises:
@@ -43,11 +90,11 @@ class Receipt:
         """
         for answer in frame.blocks:
             self._add_answer(answer)
-        if not frame.extents and not frame.data:
+        data = frame.data
+        if not frame.extents and not data:
             return
         if self._unanswered:
             raise _violation(f"bytes came while {self._unanswered} blocks were unanswered")
-        data = memoryview(frame.data)
         taken = 0
         for extent in frame.extents:
             self._place(extent, data[taken : taken + extent.length])
@@ -127,8 +174,12 @@ class Receipt:
 
     def _memory(self) -> memoryview:
         if self._buffer is None:
-            # zeros come straight from the system: nothing old can show in a part that is not sent
-            self._buffer = np.zeros(self._announced, dtype=np.uint8).data
+            # memory used before has old bytes in it, which must not show where none are sent
+            self._buffer = (
+                self._buffers.take(self._announced)
+                if self._whole
+                else np.zeros(self._announced, np.uint8).data
+            )
         return self._buffer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from typing import NamedTuple, Self
 
@@ -48,7 +48,7 @@ class Namespace:
     profile_digest: str | None
     rope_digest: str
     block_size: int = 64
-    layout_version: int = 1
+    layout_version: int = 2
     tenant_salt: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +86,16 @@ class Namespace:
         """SHA-256 of the namespace without codec and profile: the key of a profile (32 bytes)."""
         model = {k: v for k, v in self.as_dict().items() if k not in _SETTLED_BY_PROFILE}
         return sha256(canonical_json(model)).digest()
+
+    def with_cache_salt(self, cache_salt: str) -> Namespace:
+        """The namespace of requests that carry this salt; itself without one.
+
+        Requests of different salts share no block, whatever else they have in common.
+        """
+        if not cache_salt:
+            return self
+        both = canonical_json([self.tenant_salt, cache_salt])
+        return replace(self, tenant_salt=sha256(both).hexdigest())
 
     def differences(self, other: Namespace) -> list[Difference]:
         """Every field that differs, in field order; empty exactly if the root hashes are equal."""

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from packkv.client import Client
-from packkv.client.upload import Buffer
+from packkv.client.paths import Buffer
 from packkv.hashing import TokenIds, chain_hashes
 from packkv.identity import Namespace
 from packkv.prefix_cache.config import PrefixCacheConfig
@@ -60,7 +60,12 @@ class PrefixCache:
         self._publisher = Publisher(client, self.config, self._tally, self._known)
 
     def load(
-        self, token_ids: TokenIds, max_tokens: int | None = None, *, held_blocks: int = 0
+        self,
+        token_ids: TokenIds,
+        max_tokens: int | None = None,
+        *,
+        held_blocks: int = 0,
+        root_hash: bytes | None = None,
     ) -> LoadedPrefix:
         """The longest prefix that is worth fetching, verified, within the deadline.
 
@@ -68,15 +73,16 @@ class PrefixCache:
             token_ids: the whole prompt; at least one token is always left to compute.
             max_tokens: the end of what is wanted; None is the end of the prompt.
             held_blocks: blocks at its front that the worker has already; the load begins after.
+            root_hash: of a namespace that differs in its tenant salt alone; None: the cache's own.
         """
         try:
             usable = len(token_ids) - 1
             if max_tokens is not None:
                 usable = min(usable, max_tokens)
-            hashes = self._hashes(token_ids, usable // self.namespace.block_size)
+            hashes = self._hashes(token_ids, usable // self.namespace.block_size, root_hash)
             if len(hashes) <= held_blocks:
                 return LoadedPrefix([], 0, LoadReport())
-            return self._loader.load(hashes[held_blocks:], held_blocks)
+            return self._loader.load(hashes[held_blocks:], held_blocks, root_hash)
         # the boundary to the engine: a cache that fails is a cache that is empty
         except Exception as error:
             reason = self._tally.trouble("load", error)
@@ -84,25 +90,30 @@ class PrefixCache:
             self._tally.miss(reason)
             return LoadedPrefix([], 0, LoadReport(stopped_by=reason))
 
-    def unpublished(self, token_ids: TokenIds) -> list[int]:
+    def unpublished(self, token_ids: TokenIds, root_hash: bytes | None = None) -> list[int]:
         """The full blocks of `token_ids` that the store is not known to have, by index.
 
         Only these are worth compressing: `publish` leaves the others out.
         """
         try:
-            hashes = self._hashes(token_ids, _MAX_BLOCKS)
+            hashes = self._hashes(token_ids, _MAX_BLOCKS, root_hash)
             return [i for i, chain_hash in enumerate(hashes) if chain_hash not in self._known]
         except Exception as error:
             self._tally.trouble("publish", error)
             return []
 
-    def publish(self, token_ids: TokenIds, blocks: Sequence[tuple[int, Buffer]]) -> int:
+    def publish(
+        self,
+        token_ids: TokenIds,
+        blocks: Sequence[tuple[int, Buffer]],
+        root_hash: bytes | None = None,
+    ) -> int:
         """Queue (block index, payload) pairs for the store; how many were queued. Never waits.
 
         The payloads are not copied: they must not change afterwards.
         """
         try:
-            hashes = self._hashes(token_ids, _MAX_BLOCKS)
+            hashes = self._hashes(token_ids, _MAX_BLOCKS, root_hash)
             return self._publisher.offer([(hashes[i], payload) for i, payload in blocks])
         except Exception as error:
             self._tally.dropped(self._tally.trouble("publish", error), len(blocks))
@@ -145,7 +156,7 @@ class PrefixCache:
     ) -> None:
         self.close()
 
-    def _hashes(self, token_ids: TokenIds, blocks: int) -> list[bytes]:
+    def _hashes(self, token_ids: TokenIds, blocks: int, root_hash: bytes | None) -> list[bytes]:
         size = self.namespace.block_size
         tokens = token_ids[: max(0, min(blocks, _MAX_BLOCKS)) * size]
-        return chain_hashes(self._loader.root_hash, tokens, size)
+        return chain_hashes(root_hash or self._loader.root_hash, tokens, size)

@@ -62,7 +62,9 @@ class Loader:
         self.calling = Rate()
         self._measured_at = time.monotonic()
 
-    def load(self, chain_hashes: Sequence[bytes], first_block: int = 0) -> LoadedPrefix:
+    def load(
+        self, chain_hashes: Sequence[bytes], first_block: int = 0, root_hash: bytes | None = None
+    ) -> LoadedPrefix:
         """What the store has of these blocks and is worth fetching; an outage is an empty answer.
 
         Whatever the store does, this returns within the deadline.
@@ -70,8 +72,10 @@ class Loader:
         Args:
             chain_hashes: names of the blocks, in order.
             first_block: place of the first of them in the sequence.
+            root_hash: that they begin with; None: the identity's.
         """
-        load = _Load(time.monotonic(), self._budget_s(len(chain_hashes)), first_block)
+        budget_s = self._budget_s(len(chain_hashes))
+        load = _Load(time.monotonic(), budget_s, first_block, root_hash or self.root_hash)
         try:
             self._fill(load, chain_hashes)
         except StoreError as error:
@@ -182,7 +186,7 @@ class Loader:
 
     def _verify(self, load: _Load, data: memoryview, chain_hash: bytes, index: int) -> bool:
         place = load.first_block + index
-        expectation = self._identity.expect(self.root_hash, chain_hash, place)
+        expectation = self._identity.expect(load.root_hash, chain_hash, place)
         try:
             load.payloads.append(read_payload(data, expectation))
         except PayloadError as error:
@@ -219,9 +223,12 @@ class Loader:
 class _Load:
     """One load while it runs: what it has, and how long it still may take."""
 
-    def __init__(self, started_at: float, budget_s: float, first_block: int) -> None:
+    def __init__(
+        self, started_at: float, budget_s: float, first_block: int, root_hash: bytes
+    ) -> None:
         self.started_at = started_at
         self.first_block = first_block
+        self.root_hash = root_hash
         self._ends_at = started_at + budget_s
         self.payloads: list[Payload] = []
         self.matched_blocks = 0

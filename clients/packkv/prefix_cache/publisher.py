@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from packkv.client import Client, PutStatus
-from packkv.client.upload import Buffer
+from packkv.client.paths import Buffer
 from packkv.prefix_cache.config import PrefixCacheConfig
 from packkv.prefix_cache.counters import Tally
 from packkv.prefix_cache.known import KnownBlocks

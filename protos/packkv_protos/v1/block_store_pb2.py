@@ -24,55 +24,59 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"packkv_protos/v1/block_store.proto\x12\tpackkv.v1\"%\n\x05Range\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"W\n\x0cMatchRequest\x12\x14\n\x0c\x63hain_hashes\x18\x01 \x03(\x0c\x12\x1f\n\x05heads\x18\x02 \x01(\x0b\x32\x10.packkv.v1.Range\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\"\x96\x01\n\nMatchReply\x12\x0e\n\x06\x62locks\x18\x01 \x01(\r\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x0f\n\x07lengths\x18\x04 \x03(\x04\x12\x1e\n\x05tiers\x18\x05 \x03(\x0e\x32\x0f.packkv.v1.Tier\x12#\n\x04miss\x18\x06 \x01(\x0e\x32\x15.packkv.v1.MissReason\"K\n\x08PutFrame\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.packkv.v1.BlockStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\"0\n\nBlockStart\x12\x12\n\nchain_hash\x18\x01 \x01(\x0c\x12\x0e\n\x06length\x18\x02 \x01(\x04\"1\n\x08PutReply\x12%\n\x07results\x18\x01 \x03(\x0b\x32\x14.packkv.v1.PutResult\"U\n\tPutResult\x12\x12\n\nchain_hash\x18\x01 \x01(\x0c\x12$\n\x06status\x18\x02 \x01(\x0e\x32\x14.packkv.v1.PutStatus\x12\x0e\n\x06reason\x18\x03 \x01(\t\"w\n\nGetRequest\x12\x14\n\x0c\x63hain_hashes\x18\x01 \x03(\x0c\x12 \n\x06layers\x18\x02 \x01(\x0b\x32\x10.packkv.v1.Range\x12\x1f\n\x05heads\x18\x03 \x01(\x0b\x32\x10.packkv.v1.Range\x12\x10\n\x08lease_id\x18\x04 \x01(\x04\"d\n\x08GetFrame\x12&\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x16.packkv.v1.BlockAnswer\x12\"\n\x07\x65xtents\x18\x02 \x03(\x0b\x32\x11.packkv.v1.Extent\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"Q\n\x0b\x42lockAnswer\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12#\n\x04miss\x18\x03 \x01(\x0e\x32\x15.packkv.v1.MissReason\"7\n\x06\x45xtent\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\r\"2\n\x0cRenewRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\"\"\n\nRenewReply\x12\x14\n\x0cremaining_ms\x18\x01 \x01(\r\"\"\n\x0eReleaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\"\x0e\n\x0cReleaseReply\":\n\x11PutProfileRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\x0c\x12\x0f\n\x07profile\x18\x02 \x01(\x0c\")\n\x11GetProfileRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\x0c\"\x1f\n\x0cProfileReply\x12\x0f\n\x07profile\x18\x01 \x01(\x0c*9\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0c\n\x08TIER_RAM\x10\x01\x12\r\n\tTIER_DISK\x10\x02*q\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12MISS_REASON_ABSENT\x10\x01\x12\x17\n\x13MISS_REASON_CORRUPT\x10\x02\x12\x15\n\x11MISS_REASON_HEADS\x10\x03*w\n\tPutStatus\x12\x1a\n\x16PUT_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11PUT_STATUS_STORED\x10\x01\x12\x1e\n\x1aPUT_STATUS_ALREADY_PRESENT\x10\x02\x12\x17\n\x13PUT_STATUS_REJECTED\x10\x03\x32\xaf\x03\n\nBlockStore\x12\x37\n\x05Match\x12\x17.packkv.v1.MatchRequest\x1a\x15.packkv.v1.MatchReply\x12\x31\n\x03Put\x12\x13.packkv.v1.PutFrame\x1a\x13.packkv.v1.PutReply(\x01\x12\x33\n\x03Get\x12\x15.packkv.v1.GetRequest\x1a\x13.packkv.v1.GetFrame0\x01\x12\x37\n\x05Renew\x12\x17.packkv.v1.RenewRequest\x1a\x15.packkv.v1.RenewReply\x12=\n\x07Release\x12\x19.packkv.v1.ReleaseRequest\x1a\x17.packkv.v1.ReleaseReply\x12\x43\n\nPutProfile\x12\x1c.packkv.v1.PutProfileRequest\x1a\x17.packkv.v1.ProfileReply\x12\x43\n\nGetProfile\x12\x1c.packkv.v1.GetProfileRequest\x1a\x17.packkv.v1.ProfileReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"packkv_protos/v1/block_store.proto\x12\tpackkv.v1\"%\n\x05Range\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"e\n\x0cMatchRequest\x12\x14\n\x0c\x63hain_hashes\x18\x01 \x03(\x0c\x12\x1f\n\x05heads\x18\x02 \x01(\x0b\x32\x10.packkv.v1.Range\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x0c\n\x04here\x18\x04 \x01(\x08\"\x96\x01\n\nMatchReply\x12\x0e\n\x06\x62locks\x18\x01 \x01(\r\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\x12\x0f\n\x07lengths\x18\x04 \x03(\x04\x12\x1e\n\x05tiers\x18\x05 \x03(\x0e\x32\x0f.packkv.v1.Tier\x12#\n\x04miss\x18\x06 \x01(\x0e\x32\x15.packkv.v1.MissReason\"K\n\x08PutFrame\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x15.packkv.v1.BlockStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\"0\n\nBlockStart\x12\x12\n\nchain_hash\x18\x01 \x01(\x0c\x12\x0e\n\x06length\x18\x02 \x01(\x04\"1\n\x08PutReply\x12%\n\x07results\x18\x01 \x03(\x0b\x32\x14.packkv.v1.PutResult\"U\n\tPutResult\x12\x12\n\nchain_hash\x18\x01 \x01(\x0c\x12$\n\x06status\x18\x02 \x01(\x0e\x32\x14.packkv.v1.PutStatus\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x85\x01\n\nGetRequest\x12\x14\n\x0c\x63hain_hashes\x18\x01 \x03(\x0c\x12 \n\x06layers\x18\x02 \x01(\x0b\x32\x10.packkv.v1.Range\x12\x1f\n\x05heads\x18\x03 \x01(\x0b\x32\x10.packkv.v1.Range\x12\x10\n\x08lease_id\x18\x04 \x01(\x04\x12\x0c\n\x04here\x18\x05 \x01(\x08\"d\n\x08GetFrame\x12&\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x16.packkv.v1.BlockAnswer\x12\"\n\x07\x65xtents\x18\x02 \x03(\x0b\x32\x11.packkv.v1.Extent\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"Q\n\x0b\x42lockAnswer\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12#\n\x04miss\x18\x03 \x01(\x0e\x32\x15.packkv.v1.MissReason\"7\n\x06\x45xtent\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\r\"2\n\x0cRenewRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\"\"\n\nRenewReply\x12\x14\n\x0cremaining_ms\x18\x01 \x01(\r\"\"\n\x0eReleaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\"\x0e\n\x0cReleaseReply\":\n\x11PutProfileRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\x0c\x12\x0f\n\x07profile\x18\x02 \x01(\x0c\"7\n\x11GetProfileRequest\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\x0c\x12\x0c\n\x04here\x18\x02 \x01(\x08\"\x1f\n\x0cProfileReply\x12\x0f\n\x07profile\x18\x01 \x01(\x0c\"\x0e\n\x0cPathsRequest\"L\n\nPathsReply\x12\x1c\n\x14shared_memory_socket\x18\x01 \x01(\t\x12\x11\n\tbulk_port\x18\x02 \x01(\r\x12\r\n\x05nonce\x18\x03 \x01(\x0c*9\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0c\n\x08TIER_RAM\x10\x01\x12\r\n\tTIER_DISK\x10\x02*q\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12MISS_REASON_ABSENT\x10\x01\x12\x17\n\x13MISS_REASON_CORRUPT\x10\x02\x12\x15\n\x11MISS_REASON_HEADS\x10\x03*w\n\tPutStatus\x12\x1a\n\x16PUT_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11PUT_STATUS_STORED\x10\x01\x12\x1e\n\x1aPUT_STATUS_ALREADY_PRESENT\x10\x02\x12\x17\n\x13PUT_STATUS_REJECTED\x10\x03\x32\xe8\x03\n\nBlockStore\x12\x37\n\x05Match\x12\x17.packkv.v1.MatchRequest\x1a\x15.packkv.v1.MatchReply\x12\x31\n\x03Put\x12\x13.packkv.v1.PutFrame\x1a\x13.packkv.v1.PutReply(\x01\x12\x33\n\x03Get\x12\x15.packkv.v1.GetRequest\x1a\x13.packkv.v1.GetFrame0\x01\x12\x37\n\x05Renew\x12\x17.packkv.v1.RenewRequest\x1a\x15.packkv.v1.RenewReply\x12=\n\x07Release\x12\x19.packkv.v1.ReleaseRequest\x1a\x17.packkv.v1.ReleaseReply\x12\x43\n\nPutProfile\x12\x1c.packkv.v1.PutProfileRequest\x1a\x17.packkv.v1.ProfileReply\x12\x43\n\nGetProfile\x12\x1c.packkv.v1.GetProfileRequest\x1a\x17.packkv.v1.ProfileReply\x12\x37\n\x05Paths\x12\x17.packkv.v1.PathsRequest\x1a\x15.packkv.v1.PathsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'packkv_protos.v1.block_store_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIER']._serialized_start=1234
-  _globals['_TIER']._serialized_end=1291
-  _globals['_MISSREASON']._serialized_start=1293
-  _globals['_MISSREASON']._serialized_end=1406
-  _globals['_PUTSTATUS']._serialized_start=1408
-  _globals['_PUTSTATUS']._serialized_end=1527
+  _globals['_TIER']._serialized_start=1371
+  _globals['_TIER']._serialized_end=1428
+  _globals['_MISSREASON']._serialized_start=1430
+  _globals['_MISSREASON']._serialized_end=1543
+  _globals['_PUTSTATUS']._serialized_start=1545
+  _globals['_PUTSTATUS']._serialized_end=1664
   _globals['_RANGE']._serialized_start=49
   _globals['_RANGE']._serialized_end=86
   _globals['_MATCHREQUEST']._serialized_start=88
-  _globals['_MATCHREQUEST']._serialized_end=175
-  _globals['_MATCHREPLY']._serialized_start=178
-  _globals['_MATCHREPLY']._serialized_end=328
-  _globals['_PUTFRAME']._serialized_start=330
-  _globals['_PUTFRAME']._serialized_end=405
-  _globals['_BLOCKSTART']._serialized_start=407
-  _globals['_BLOCKSTART']._serialized_end=455
-  _globals['_PUTREPLY']._serialized_start=457
-  _globals['_PUTREPLY']._serialized_end=506
-  _globals['_PUTRESULT']._serialized_start=508
-  _globals['_PUTRESULT']._serialized_end=593
-  _globals['_GETREQUEST']._serialized_start=595
-  _globals['_GETREQUEST']._serialized_end=714
-  _globals['_GETFRAME']._serialized_start=716
-  _globals['_GETFRAME']._serialized_end=816
-  _globals['_BLOCKANSWER']._serialized_start=818
-  _globals['_BLOCKANSWER']._serialized_end=899
-  _globals['_EXTENT']._serialized_start=901
-  _globals['_EXTENT']._serialized_end=956
-  _globals['_RENEWREQUEST']._serialized_start=958
-  _globals['_RENEWREQUEST']._serialized_end=1008
-  _globals['_RENEWREPLY']._serialized_start=1010
-  _globals['_RENEWREPLY']._serialized_end=1044
-  _globals['_RELEASEREQUEST']._serialized_start=1046
-  _globals['_RELEASEREQUEST']._serialized_end=1080
-  _globals['_RELEASEREPLY']._serialized_start=1082
-  _globals['_RELEASEREPLY']._serialized_end=1096
-  _globals['_PUTPROFILEREQUEST']._serialized_start=1098
-  _globals['_PUTPROFILEREQUEST']._serialized_end=1156
-  _globals['_GETPROFILEREQUEST']._serialized_start=1158
-  _globals['_GETPROFILEREQUEST']._serialized_end=1199
-  _globals['_PROFILEREPLY']._serialized_start=1201
-  _globals['_PROFILEREPLY']._serialized_end=1232
-  _globals['_BLOCKSTORE']._serialized_start=1530
-  _globals['_BLOCKSTORE']._serialized_end=1961
+  _globals['_MATCHREQUEST']._serialized_end=189
+  _globals['_MATCHREPLY']._serialized_start=192
+  _globals['_MATCHREPLY']._serialized_end=342
+  _globals['_PUTFRAME']._serialized_start=344
+  _globals['_PUTFRAME']._serialized_end=419
+  _globals['_BLOCKSTART']._serialized_start=421
+  _globals['_BLOCKSTART']._serialized_end=469
+  _globals['_PUTREPLY']._serialized_start=471
+  _globals['_PUTREPLY']._serialized_end=520
+  _globals['_PUTRESULT']._serialized_start=522
+  _globals['_PUTRESULT']._serialized_end=607
+  _globals['_GETREQUEST']._serialized_start=610
+  _globals['_GETREQUEST']._serialized_end=743
+  _globals['_GETFRAME']._serialized_start=745
+  _globals['_GETFRAME']._serialized_end=845
+  _globals['_BLOCKANSWER']._serialized_start=847
+  _globals['_BLOCKANSWER']._serialized_end=928
+  _globals['_EXTENT']._serialized_start=930
+  _globals['_EXTENT']._serialized_end=985
+  _globals['_RENEWREQUEST']._serialized_start=987
+  _globals['_RENEWREQUEST']._serialized_end=1037
+  _globals['_RENEWREPLY']._serialized_start=1039
+  _globals['_RENEWREPLY']._serialized_end=1073
+  _globals['_RELEASEREQUEST']._serialized_start=1075
+  _globals['_RELEASEREQUEST']._serialized_end=1109
+  _globals['_RELEASEREPLY']._serialized_start=1111
+  _globals['_RELEASEREPLY']._serialized_end=1125
+  _globals['_PUTPROFILEREQUEST']._serialized_start=1127
+  _globals['_PUTPROFILEREQUEST']._serialized_end=1185
+  _globals['_GETPROFILEREQUEST']._serialized_start=1187
+  _globals['_GETPROFILEREQUEST']._serialized_end=1242
+  _globals['_PROFILEREPLY']._serialized_start=1244
+  _globals['_PROFILEREPLY']._serialized_end=1275
+  _globals['_PATHSREQUEST']._serialized_start=1277
+  _globals['_PATHSREQUEST']._serialized_end=1291
+  _globals['_PATHSREPLY']._serialized_start=1293
+  _globals['_PATHSREPLY']._serialized_end=1369
+  _globals['_BLOCKSTORE']._serialized_start=1667
+  _globals['_BLOCKSTORE']._serialized_end=2155
 # @@protoc_insertion_point(module_scope)

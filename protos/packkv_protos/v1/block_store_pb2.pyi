@@ -109,8 +109,11 @@ class MatchRequest(google.protobuf.message.Message):
     CHAIN_HASHES_FIELD_NUMBER: builtins.int
     HEADS_FIELD_NUMBER: builtins.int
     LEASE_MS_FIELD_NUMBER: builtins.int
+    HERE_FIELD_NUMBER: builtins.int
     lease_ms: builtins.int
     """0: no lease is taken"""
+    here: builtins.bool
+    """only what this server holds itself; nodes ask each other so"""
     @property
     def chain_hashes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """root to tail, 32 bytes each"""
@@ -125,9 +128,10 @@ class MatchRequest(google.protobuf.message.Message):
         chain_hashes: collections.abc.Iterable[builtins.bytes] | None = ...,
         heads: global___Range | None = ...,
         lease_ms: builtins.int = ...,
+        here: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["heads", b"heads"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chain_hashes", b"chain_hashes", "heads", b"heads", "lease_ms", b"lease_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chain_hashes", b"chain_hashes", "heads", b"heads", "here", b"here", "lease_ms", b"lease_ms"]) -> None: ...
 
 global___MatchRequest = MatchRequest
 
@@ -260,8 +264,11 @@ class GetRequest(google.protobuf.message.Message):
     LAYERS_FIELD_NUMBER: builtins.int
     HEADS_FIELD_NUMBER: builtins.int
     LEASE_ID_FIELD_NUMBER: builtins.int
+    HERE_FIELD_NUMBER: builtins.int
     lease_id: builtins.int
     """optional: a lease of Match that covers these blocks"""
+    here: builtins.bool
+    """only what this server holds itself; nodes ask each other so"""
     @property
     def chain_hashes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """at most 16,384"""
@@ -277,9 +284,10 @@ class GetRequest(google.protobuf.message.Message):
         layers: global___Range | None = ...,
         heads: global___Range | None = ...,
         lease_id: builtins.int = ...,
+        here: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["heads", b"heads", "layers", b"layers"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chain_hashes", b"chain_hashes", "heads", b"heads", "layers", b"layers", "lease_id", b"lease_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chain_hashes", b"chain_hashes", "heads", b"heads", "here", b"here", "layers", b"layers", "lease_id", b"lease_id"]) -> None: ...
 
 global___GetRequest = GetRequest
 
@@ -440,13 +448,17 @@ class GetProfileRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_DIGEST_FIELD_NUMBER: builtins.int
+    HERE_FIELD_NUMBER: builtins.int
     model_digest: builtins.bytes
+    here: builtins.bool
+    """only what this server holds itself; nodes ask each other so"""
     def __init__(
         self,
         *,
         model_digest: builtins.bytes = ...,
+        here: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model_digest", b"model_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["here", b"here", "model_digest", b"model_digest"]) -> None: ...
 
 global___GetProfileRequest = GetProfileRequest
 
@@ -465,3 +477,39 @@ class ProfileReply(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["profile", b"profile"]) -> None: ...
 
 global___ProfileReply = ProfileReply
+
+@typing.final
+class PathsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___PathsRequest = PathsRequest
+
+@typing.final
+class PathsReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHARED_MEMORY_SOCKET_FIELD_NUMBER: builtins.int
+    BULK_PORT_FIELD_NUMBER: builtins.int
+    NONCE_FIELD_NUMBER: builtins.int
+    shared_memory_socket: builtins.str
+    """Unix socket on the node's own host; empty: none"""
+    bulk_port: builtins.int
+    """TCP, same host name as the target; 0: none"""
+    nonce: builtins.bytes
+    """16 bytes, new at each start, which the server says first on any of these: a client sends its
+    token to nobody else. The path of a socket may name something else on another host.
+    """
+    def __init__(
+        self,
+        *,
+        shared_memory_socket: builtins.str = ...,
+        bulk_port: builtins.int = ...,
+        nonce: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bulk_port", b"bulk_port", "nonce", b"nonce", "shared_memory_socket", b"shared_memory_socket"]) -> None: ...
+
+global___PathsReply = PathsReply

@@ -75,6 +75,11 @@ class BlockStoreStub(object):
                 request_serializer=packkv__protos_dot_v1_dot_block__store__pb2.GetProfileRequest.SerializeToString,
                 response_deserializer=packkv__protos_dot_v1_dot_block__store__pb2.ProfileReply.FromString,
                 _registered_method=True)
+        self.Paths = channel.unary_unary(
+                '/packkv.v1.BlockStore/Paths',
+                request_serializer=packkv__protos_dot_v1_dot_block__store__pb2.PathsRequest.SerializeToString,
+                response_deserializer=packkv__protos_dot_v1_dot_block__store__pb2.PathsReply.FromString,
+                _registered_method=True)
 
 
 class BlockStoreServicer(object):
@@ -139,6 +144,14 @@ class BlockStoreServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Paths(self, request, context):
+        """Other ways to move payloads that this server offers beside Put and Get of this service, which
+        always work. A server without this call has none. docs/protocol.md has their bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BlockStoreServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +189,11 @@ def add_BlockStoreServicer_to_server(servicer, server):
                     servicer.GetProfile,
                     request_deserializer=packkv__protos_dot_v1_dot_block__store__pb2.GetProfileRequest.FromString,
                     response_serializer=packkv__protos_dot_v1_dot_block__store__pb2.ProfileReply.SerializeToString,
+            ),
+            'Paths': grpc.unary_unary_rpc_method_handler(
+                    servicer.Paths,
+                    request_deserializer=packkv__protos_dot_v1_dot_block__store__pb2.PathsRequest.FromString,
+                    response_serializer=packkv__protos_dot_v1_dot_block__store__pb2.PathsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -373,6 +391,33 @@ class BlockStore(object):
             '/packkv.v1.BlockStore/GetProfile',
             packkv__protos_dot_v1_dot_block__store__pb2.GetProfileRequest.SerializeToString,
             packkv__protos_dot_v1_dot_block__store__pb2.ProfileReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Paths(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/packkv.v1.BlockStore/Paths',
+            packkv__protos_dot_v1_dot_block__store__pb2.PathsRequest.SerializeToString,
+            packkv__protos_dot_v1_dot_block__store__pb2.PathsReply.FromString,
             options,
             channel_credentials,
             insecure,

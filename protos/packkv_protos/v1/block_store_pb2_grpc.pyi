@@ -77,6 +77,14 @@ class BlockStoreStub:
         packkv_protos.v1.block_store_pb2.ProfileReply,
     ]
 
+    Paths: grpc.UnaryUnaryMultiCallable[
+        packkv_protos.v1.block_store_pb2.PathsRequest,
+        packkv_protos.v1.block_store_pb2.PathsReply,
+    ]
+    """Other ways to move payloads that this server offers beside Put and Get of this service, which
+    always work. A server without this call has none. docs/protocol.md has their bytes.
+    """
+
 class BlockStoreAsyncStub:
     """The serving path: find, publish and fetch blocks by chain hash.
 
@@ -135,6 +143,14 @@ class BlockStoreAsyncStub:
         packkv_protos.v1.block_store_pb2.GetProfileRequest,
         packkv_protos.v1.block_store_pb2.ProfileReply,
     ]
+
+    Paths: grpc.aio.UnaryUnaryMultiCallable[
+        packkv_protos.v1.block_store_pb2.PathsRequest,
+        packkv_protos.v1.block_store_pb2.PathsReply,
+    ]
+    """Other ways to move payloads that this server offers beside Put and Get of this service, which
+    always work. A server without this call has none. docs/protocol.md has their bytes.
+    """
 
 class BlockStoreServicer(metaclass=abc.ABCMeta):
     """The serving path: find, publish and fetch blocks by chain hash.
@@ -208,5 +224,15 @@ class BlockStoreServicer(metaclass=abc.ABCMeta):
         request: packkv_protos.v1.block_store_pb2.GetProfileRequest,
         context: _ServicerContext,
     ) -> typing.Union[packkv_protos.v1.block_store_pb2.ProfileReply, collections.abc.Awaitable[packkv_protos.v1.block_store_pb2.ProfileReply]]: ...
+
+    @abc.abstractmethod
+    def Paths(
+        self,
+        request: packkv_protos.v1.block_store_pb2.PathsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[packkv_protos.v1.block_store_pb2.PathsReply, collections.abc.Awaitable[packkv_protos.v1.block_store_pb2.PathsReply]]:
+        """Other ways to move payloads that this server offers beside Put and Get of this service, which
+        always work. A server without this call has none. docs/protocol.md has their bytes.
+        """
 
 def add_BlockStoreServicer_to_server(servicer: BlockStoreServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

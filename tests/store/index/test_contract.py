@@ -1,42 +1,84 @@
-"""Every index keeps the same contract."""
+"""Every index keeps the same contract, whatever it is made of."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 
 from packkv_store.block import BlockKey, TierName
 from packkv_store.index import Index, Location
 from packkv_store.index.embedded import EmbeddedIndex
+from tests.store.index.conftest import joined, sees
+from tests.store.redis_servers import Deployment, deployment
 
 KEYS = [BlockKey(bytes([number]) * 48) for number in range(6)]
 RAM = Location("a", TierName.RAM)
 DISK = Location("a", TierName.DISK)
 OTHER = Location("b", TierName.RAM)
+KINDS = ["embedded", "server", "unix", "acl", "tls", "sentinel", "cluster"]
+Views = tuple[Index, Index, Index]
 
 
-@pytest.fixture(params=[EmbeddedIndex], ids=lambda index: index.__name__)
-def index(request: pytest.FixtureRequest) -> Index:
-    made: Index = request.param()
-    return made
+@pytest.fixture(scope="module", params=KINDS)
+def redis(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment | None]:
+    if request.param == "embedded":
+        yield None
+    else:
+        with deployment(request.param, tmp_path_factory.mktemp("redis")) as made:
+            yield made
 
 
-async def test_a_run_ends_at_the_first_unknown_block(index: Index) -> None:
-    await index.publish(KEYS[:3] + KEYS[4:], RAM)
-    assert await index.locate(KEYS) == [(RAM,)] * 3
-    assert await index.locate(KEYS[3:]) == []
-    assert await index.locate([]) == []
+@pytest.fixture
+async def views(redis: Deployment | None) -> AsyncIterator[Views]:
+    """The index as nodes a, b and c see it; the embedded one has one node, which is all three."""
+    if redis is None:
+        alone = EmbeddedIndex()
+        yield alone, alone, alone
+        return
+    redis.empty()
+    async with AsyncExitStack() as stack:
+        a, b, c = [await stack.enter_async_context(joined(redis.url, node)) for node in "abc"]
+        yield a, b, c
 
 
-async def test_a_block_has_all_its_locations_once(index: Index) -> None:
-    for location in (RAM, DISK, RAM, OTHER):
-        await index.publish(KEYS[:1], location)
-    [found] = await index.locate(KEYS[:1])
-    assert sorted(found) == sorted((RAM, DISK, OTHER))
+async def test_each_block_is_located_by_itself(views: Views) -> None:
+    a, b, _ = views
+    await a.publish(KEYS[:3] + KEYS[4:], RAM)
+    for index in views:
+        await sees(index, KEYS, [{RAM}, {RAM}, {RAM}, set(), {RAM}, {RAM}])
+    assert await b.locate([]) == []
 
 
-async def test_what_is_withdrawn_everywhere_is_gone(index: Index) -> None:
-    await index.publish(KEYS, RAM)
-    await index.publish(KEYS[:1], DISK)
-    await index.withdraw(KEYS, RAM)
-    await index.withdraw(KEYS, OTHER)
-    assert await index.locate(KEYS) == [(DISK,)]
-    await index.withdraw(KEYS, DISK)
-    assert await index.locate(KEYS) == []
+async def test_a_block_has_all_its_locations_once(views: Views) -> None:
+    a, b, c = views
+    for location in (RAM, DISK, RAM):
+        await a.publish(KEYS[:2], location)
+    await b.publish(KEYS[1:2], OTHER)
+    await sees(c, KEYS[:2], [{RAM, DISK}, {RAM, DISK, OTHER}])
+    assert len((await c.locate(KEYS[1:2]))[0]) == 3
+
+
+async def test_what_is_withdrawn_everywhere_is_gone(views: Views) -> None:
+    a, b, _ = views
+    await a.publish(KEYS, RAM)
+    await a.publish(KEYS[:1], DISK)
+    await sees(b, KEYS[:2], [{RAM, DISK}, {RAM}])
+    await a.withdraw(KEYS, RAM)
+    await b.withdraw(KEYS, OTHER)
+    for index in views:
+        # at once: what is withdrawn is removed before its bytes are
+        assert [set(found) for found in await index.locate(KEYS)] == [{DISK}] + [set()] * 5
+    await a.withdraw(KEYS, DISK)
+    for index in views:
+        assert await index.locate(KEYS) == [()] * 6
+
+
+async def test_one_call_takes_as_many_blocks_as_a_match_may_have(views: Views) -> None:
+    a, b, _ = views
+    keys = [BlockKey(number.to_bytes(48, "big")) for number in range(16_384)]
+    await a.publish(keys, DISK)
+    await sees(b, keys, [{DISK}] * len(keys))
+    await a.withdraw(keys, DISK)
+    await sees(b, keys, [set()] * len(keys))

@@ -1,0 +1,1 @@
+"""The index of many nodes, in Redis: one server, Sentinel, or Redis Cluster."""

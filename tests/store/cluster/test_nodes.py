@@ -1,0 +1,222 @@
+"""Nodes in one process, with a real Redis and real connections between them."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from packkv_protos.v1 import block_store_pb2 as pb
+from packkv_store.app import App
+from packkv_store.config import StoreConfig
+from packkv_store.errors import ConfigError
+from tests.store.conftest import Client, Payload, build_prefix, connected, serving, small_config
+from tests.store.redis_servers import Deployment, deployment, make_certificate
+
+TOKENS = """
+[tenants.red]
+token_sha256 = "{red}"
+
+[tenants.blue]
+token_sha256 = "{blue}"
+"""
+
+
+@pytest.fixture(scope="module")
+def one_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployment("server", tmp_path_factory.mktemp("redis")) as made:
+        yield made
+
+
+@pytest.fixture
+def redis(one_redis: Deployment) -> Deployment:
+    one_redis.empty()
+    return one_redis
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> dict[str, Any]:
+    """Settings of a node that asks for tokens and certificates."""
+    names = ("red", "blue")
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(TOKENS.format(**digests))
+    cert, key = make_certificate(tmp_path)
+    return {"tls_cert": cert, "tls_key": key, "tls_client_ca": cert, "tokens_file": tokens}
+
+
+def hashes_of(prefix: Sequence[Payload]) -> list[bytes]:
+    return [payload.chain_hash for payload in prefix]
+
+
+@asynccontextmanager
+async def apps(redis: Deployment, count: int, **settings: Any) -> AsyncIterator[list[App]]:
+    async with AsyncExitStack() as stack:
+        config = small_config(index=redis.url, **settings)
+        yield [await stack.enter_async_context(serving(config)) for _ in range(count)]
+
+
+@asynccontextmanager
+async def clients(nodes: Sequence[App]) -> AsyncIterator[list[Client]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(connected(node.address)) for node in nodes]
+
+
+@asynccontextmanager
+async def calling(node: App, config: dict[str, Any], token: str) -> AsyncIterator[Client]:
+    cert, key = (config[name].read_bytes() for name in ("tls_cert", "tls_key"))
+    credentials = grpc.ssl_channel_credentials(cert, key, cert)
+    async with grpc.aio.secure_channel(node.address, credentials) as channel:
+        yield Client(channel, [("authorization", f"Bearer {token}")])
+
+
+async def matches(client: Client, prefix: Sequence[Payload], blocks: int) -> None:
+    async with asyncio.timeout(20):
+        while (await client.match(hashes_of(prefix))).blocks != blocks:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_node_asks_others_in_its_callers_name_and_no_other(
+    redis: Deployment, guarded: dict[str, Any]
+) -> None:
+    prefix = build_prefix("a", 5)
+    async with (
+        apps(redis, 2, **guarded) as (a, b),
+        calling(a, guarded, "red") as at_a,
+        calling(b, guarded, "red") as at_b,
+        calling(b, guarded, "blue") as blue,
+    ):
+        await at_a.put(prefix)
+        await matches(at_b, prefix, 5)
+        assert (await blue.match(hashes_of(prefix))).blocks == 0
+        assert len((await blue.get(hashes_of(prefix))).misses) == 5
+        got = await at_b.get(hashes_of(prefix))
+        assert [got.payloads[at] for at in range(5)] == [p.data for p in prefix]
+
+
+async def test_a_token_never_goes_to_another_machine_in_plaintext(redis: Deployment) -> None:
+    # what the index says where a node is may be anybody's word
+    prefix = build_prefix("a", 3)
+    async with apps(redis, 1) as (b,), clients([b]) as (client,):
+        config = small_config(index=redis.url, advertise="192.0.2.1:1", insecure=True)
+        async with serving(config) as a, connected(a.address) as at_a:
+            await at_a.put(prefix)
+            async with asyncio.timeout(20):
+                while b._index.address(a.store.node) is None:
+                    assert (await client.match(hashes_of(prefix))).blocks == 0
+                    await asyncio.sleep(0.02)
+            assert (await client.match(hashes_of(prefix))).blocks == 0
+            assert len((await client.get(hashes_of(prefix))).misses) == 3
+
+
+async def test_the_first_profile_is_in_force_on_every_node(
+    redis: Deployment, tmp_path: Path
+) -> None:
+    digest = b"m" * 32
+    async with apps(redis, 1) as (b,), clients([b]) as (at_b,):
+        for _ in range(2):
+            # the second time it is found on its disk
+            async with apps(redis, 1, data_dir=tmp_path / "a") as (a,), clients([a]) as (at_a,):
+                first = pb.PutProfileRequest(model_digest=digest, profile=b"first")
+                assert (await at_a.blocks.PutProfile(first)).profile == b"first"
+                async with asyncio.timeout(20):
+                    while not (
+                        await at_b.blocks.GetProfile(pb.GetProfileRequest(model_digest=digest))
+                    ).profile:
+                        await asyncio.sleep(0.02)
+                async with apps(redis, 1) as (c,), clients([c]) as (at_c,):
+                    second = pb.PutProfileRequest(model_digest=digest, profile=b"second")
+                    assert (await at_c.blocks.PutProfile(second)).profile == b"first"
+
+
+async def test_leases_reach_to_the_owners(redis: Deployment) -> None:
+    prefix = build_prefix("a", 4, section_bytes=60_000)
+    others = build_prefix("others", 60, section_bytes=60_000)
+    async with apps(redis, 2) as (a, b), clients([a, b]) as (at_a, at_b):
+        await at_a.put(prefix)
+        await matches(at_b, prefix, 4)
+        found = await at_b.match(hashes_of(prefix), lease_ms=30_000)
+        assert len(a.store.leases) == len(b.store.leases) == 1
+        await at_a.put(others)
+        assert (await at_a.match(hashes_of(others))).blocks < 60
+        # what was promised here was not evicted there
+        assert len((await at_b.get(hashes_of(prefix))).payloads) == 4
+        await at_b.blocks.Release(pb.ReleaseRequest(lease_id=found.lease_id))
+        async with asyncio.timeout(20):
+            while len(a.store.leases):
+                await asyncio.sleep(0.02)
+
+
+async def test_the_node_says_whether_its_index_answers(redis: Deployment) -> None:
+    async with apps(redis, 1) as (node,):
+        [server] = redis.servers
+        server.pause()
+        try:
+            await is_up(node, False)
+        finally:
+            server.go_on()
+        await is_up(node, True)
+
+
+async def is_up(node: App, up: bool) -> None:
+    assert node._cluster is not None
+    async with asyncio.timeout(20):
+        while (await node._cluster.stats()).index_up is not up:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_stale_location_is_a_miss_and_is_repaired(redis: Deployment) -> None:
+    prefix = build_prefix("a", 4)
+    async with apps(redis, 2) as (a, b), clients([a, b]) as (at_a, at_b):
+        await at_a.put(prefix)
+        await matches(at_b, prefix, 4)
+        redis.servers[0].pause()
+        try:
+            await at_a.clear()
+        finally:
+            redis.servers[0].go_on()
+        await matches(at_b, prefix, 0)
+
+
+async def test_what_a_peer_holds_corrupt_is_a_miss(redis: Deployment) -> None:
+    prefix = build_prefix("a", 4)
+    async with apps(redis, 2) as (a, b), clients([a, b]) as (at_a, at_b):
+        await at_a.put(prefix)
+        await matches(at_b, prefix, 4)
+        residents = a.store.residents
+        block = residents.all_in_ram()[2]
+        shelf = residents.ram_of(block.key)
+        view = shelf.tier.view(shelf.extent(block), block.length)
+        view[-1] ^= 1
+        got = await at_b.get(hashes_of(prefix))
+        assert set(got.misses) == {2}
+        assert [got.payloads[at] for at in (0, 1, 3)] == [prefix[at].data for at in (0, 1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"listen": "0.0.0.0:0", "insecure": True}, "write --advertise"),
+        ({"advertise": "0.0.0.0:1"}, "write --advertise"),
+        ({"advertise": "node1:7437"}, "advertise node1:7437 can be reached from other machines"),
+        ({"advertise": "nowhere"}, "is not HOST:PORT"),
+        ({"peer_ca": Path("ca.pem")}, "peer_ca needs tls_cert"),
+    ],
+)
+def test_a_node_that_others_cannot_reach_safely_does_not_start(
+    settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        small_config(index="redis://127.0.0.1", **settings)
+
+
+def test_the_url_of_redis_is_in_no_text_of_the_settings() -> None:
+    config = StoreConfig(index="redis://u:secret@127.0.0.1")
+    assert "secret" not in repr(config)
+    with pytest.raises(ConfigError) as refused:
+        App(StoreConfig(index="redis://u:secret@nowhere:port", ram_bytes=1 << 20))
+    assert "secret" not in str(refused.value)

@@ -1,0 +1,111 @@
+"""A tenant's RAM is its own: others neither take from it nor are evicted for it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from packkv_protos.v1 import block_store_pb2 as pb
+from packkv_store.app import App
+from packkv_store.block import TierName
+from packkv_store.config import StoreConfig
+from packkv_store.errors import ConfigError
+from packkv_store.tenant import Access, Tenant
+from tests.store.conftest import MIB, build_prefix, connected, serving, small_config
+
+
+def config_of(tmp_path: Path, **shares: object) -> StoreConfig:
+    """Tenants with their line of the tokens file; the token is the tenant's name."""
+    path = tmp_path / "tokens.toml"
+    tables = (
+        f'[tenants.{name}]\ntoken_sha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n{line}\n'
+        for name, line in shares.items()
+    )
+    path.write_text("".join(tables))
+    return small_config(tokens_file=path, ram_bytes=4 * MIB, lease_seconds=60.0)
+
+
+def arenas(app: App) -> dict[str, int]:
+    return {tenant.name: app.store.arena(tenant).capacity_bytes for tenant in app._access.tenants}
+
+
+def bearer(name: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {name}")]
+
+
+async def test_shares_are_equal_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    async with serving(config_of(tmp_path, red="", blue="")) as app:
+        assert arenas(app) == {"red": 2 * MIB, "blue": 2 * MIB}
+    async with serving(config_of(tmp_path, red="ram = 3", blue="", ops="ram = 0")) as app:
+        assert arenas(app) == {"red": 3 * MIB, "blue": 1 * MIB, "ops": 0}
+
+
+async def test_without_tenants_everybody_has_all_of_it() -> None:
+    async with serving(small_config(ram_bytes=4 * MIB)) as app:
+        assert arenas(app) == {"": 4 * MIB}
+
+
+async def test_one_tenant_cannot_push_out_another(tmp_path: Path) -> None:
+    quiet = build_prefix("quiet", 4, section_bytes=30_000)
+    async with (
+        serving(config_of(tmp_path, red="", blue="")) as app,
+        connected(app.address, bearer("red")) as red,
+        connected(app.address, bearer("blue")) as blue,
+    ):
+        await blue.put(quiet)
+        for number in range(8):
+            loud = build_prefix(f"loud {number}", 4, section_bytes=30_000)
+            results = await red.put(loud)
+            assert {one.status for one in results} == {pb.PUT_STATUS_STORED}
+        assert app.store.residents.tally.evicted[TierName.RAM] > 0
+        assert (await blue.match([b.chain_hash for b in quiet])).blocks == 4
+        assert (await red.match([b.chain_hash for b in loud])).blocks == 4
+
+
+async def test_a_full_tenant_is_refused_while_another_has_room(tmp_path: Path) -> None:
+    held = build_prefix("held", 9, section_bytes=30_000)
+    more = build_prefix("more", 1, section_bytes=100_000)
+    async with (
+        serving(config_of(tmp_path, red="", blue="")) as app,
+        connected(app.address, bearer("red")) as red,
+        connected(app.address, bearer("blue")) as blue,
+    ):
+        await red.put(held)
+        leased = await red.match([b.chain_hash for b in held], lease_ms=60_000)
+        assert leased.blocks == 9
+        assert [one.status for one in await red.put(more)] == [pb.PUT_STATUS_REJECTED]
+        assert [one.status for one in await blue.put(more)] == [pb.PUT_STATUS_STORED]
+
+
+async def test_a_tenant_without_ram_is_told_so(tmp_path: Path) -> None:
+    async with (
+        serving(config_of(tmp_path, red="", ops="ram = 0\nadmin = true")) as app,
+        connected(app.address, bearer("ops")) as ops,
+    ):
+        [result] = await ops.put(build_prefix("a", 1))
+        assert result.status == pb.PUT_STATUS_REJECTED
+        assert "capacity 0 bytes" in result.reason
+        assert (await ops.match([bytes(32)])).blocks == 0
+        assert (await ops.stats()).tiers[0].capacity_bytes == 4 * MIB
+
+
+@pytest.mark.parametrize("share", ['"2GiB"', "-1", "true", "inf", "nan"])
+def test_a_share_is_a_number(tmp_path: Path, share: str) -> None:
+    config = config_of(tmp_path, red=f"ram = {share}")
+    with pytest.raises(ConfigError, match="ram of red is"):
+        App(config)
+
+
+def test_shares_that_leave_too_little_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the least is 1048576"):
+        App(config_of(tmp_path, red="ram = 100", blue="ram = 1"))
+    with pytest.raises(ConfigError, match="ram of every tenant is 0"):
+        App(config_of(tmp_path, red="ram = 0"))
+
+
+def test_a_tenant_with_two_tokens_is_one_tenant() -> None:
+    digests = [hashlib.sha256(text).hexdigest() for text in (b"old", b"new")]
+    access = Access.from_tokens({"red": {"token_sha256": digests, "ram": 2}})
+    assert access.tenants == [Tenant("red", ram=2.0)]
