@@ -110,7 +110,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def check_kernels(device: torch.device) -> None:
     """Encode to the byte, then attention, on small tensors of every codec that has tiles."""
-    for spelled in ("hybrid", "hybrid:v_levels=16", "packkv"):
+    # planes of every kind: also units without a bit, and with eight
+    narrow, wide = "hybrid:delta=4,v_levels=2", "hybrid:delta=0.3,v_levels=16"
+    for spelled in ("hybrid", narrow, wide, "packkv"):
         for head_dim in (64,) if INTERPRETED else (64, 128):
             shape, config = CacheShape(1, 2, head_dim), CodecConfig.parse(spelled)
             profile = random_profile(shape) if config.needs_profile else None
@@ -136,8 +138,11 @@ def check_attention(layer: PackedLayer, device: torch.device, what: str) -> floa
     assert right is not None
     resident = resident_layer(layer, slots, device)
     out, lse = decode_call(resident, query.view(1, layer.heads, 3, -1).to(device), len(slots), 1)()
-    assert_close(out.view(right.out.shape).cpu(), right.out, 4e-3, f"{what}: out")
-    assert_close(lse.view(right.lse.shape).cpu(), right.lse, 4e-3, f"{what}: lse")
+    config = layer.plan.config
+    # the query is rounded to fp16 in units of the step, so that errors grow with a coarse one
+    bound = 4e-3 * (max(1.0, config.delta) if isinstance(config, HybridConfig) else 1.0)
+    assert_close(out.view(right.out.shape).cpu(), right.out, bound, f"{what}: out")
+    assert_close(lse.view(right.lse.shape).cpu(), right.lse, bound, f"{what}: lse")
     return float((out.view(right.out.shape).cpu() - right.out).abs().max())
 
 

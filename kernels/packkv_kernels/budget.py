@@ -1,9 +1,10 @@
 """Budgets: which heads get the bits, so that a model loses as little as possible in all.
 
 Heads differ a thousandfold in what their error does to the output. With the KL of every head's K
-and V measured alone at one coarse setting, the rest follows: the KL of K grows with the square of
-its step, that of V with the mean square error of its levels, and the KLs of heads add up as long
-as they are small. Minimising bits + KL / λ then splits into one small choice per head and side.
+and V measured alone at one coarse setting, the rest follows: the KL of K grows with the mean square
+error that each step makes, that of V with its levels, alike in all heads, and the KLs of heads add
+up as long as they are small. Minimising bits + KL / λ then splits into one small choice per head
+and side.
 """
 
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from packkv_kernels.profile import Profile
 
 __all__ = ["REFERENCE_LEVELS", "Sensitivity", "solve", "uniform"]
 
-# Mean square error of the best uniform quantiser of a unit Gaussian (Max, 1960), by levels.
-_V_ERROR: Final = {4: 0.11885, 8: 0.03744, 16: 0.01154}
+# KL of V by its levels, as a share of that at `REFERENCE_LEVELS`: measured, all heads alike.
+_V_KL: Final = {2: 6.0, 4: 1.0, 8: 0.27, 16: 0.08}
 
 REFERENCE_LEVELS: Final = 4
 
@@ -34,27 +35,28 @@ class Sensitivity:
     """What calibration measured of every head, alone.
 
     Attributes:
-        k_kl: float64 [layers, heads], KL when only this head's K is quantised with
-            `reference_step`.
+        k_kl: float64 [layers, heads], KL when only this head's K is quantised, coarsely.
         v_kl: float64 [layers, heads], KL when only this head's V is quantised to
             `REFERENCE_LEVELS`.
-        reference_step: multiplier of the codec's delta at which k_kl was measured.
-        steps: float64 [choices], multipliers of delta to choose from, ascending.
+        steps: float64 [choices], multipliers of the codec's delta to choose from, ascending.
         k_bits: float64 [layers, heads, choices], bits per value of K with each of them.
+        k_error: float64 [layers, heads, choices], mean square error of K with each of them, as a
+            share of that at which k_kl was measured.
     """
 
     k_kl: NDArray[np.float64]
     v_kl: NDArray[np.float64]
-    reference_step: float
     steps: NDArray[np.float64]
     k_bits: NDArray[np.float64]
+    k_error: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         heads = self.k_kl.shape
-        if self.v_kl.shape != heads or self.k_bits.shape != (*heads, len(self.steps)):
+        choices = (*heads, len(self.steps))
+        if self.v_kl.shape != heads or not self.k_bits.shape == self.k_error.shape == choices:
             raise InvalidInput(
-                f"k_kl {heads}, v_kl {self.v_kl.shape}, k_bits {self.k_bits.shape} and "
-                f"{len(self.steps)} steps do not fit each other"
+                f"k_kl {heads}, v_kl {self.v_kl.shape}, k_bits {self.k_bits.shape}, "
+                f"k_error {self.k_error.shape} and {len(self.steps)} steps do not fit each other"
             )
 
 
@@ -84,9 +86,8 @@ def solve(profile: Profile, sensitivity: Sensitivity, target_kl: float) -> Profi
     k_kl = np.maximum(sensitivity.k_kl, sensitivity.k_kl.max() * 1e-4)
     v_kl = np.maximum(sensitivity.v_kl, sensitivity.v_kl.max() * 1e-4)
     levels = np.array(sorted(V_BITS))
-    k_costs = k_kl[..., None] * (sensitivity.steps / sensitivity.reference_step) ** 2
-    v_errors = np.array([_V_ERROR[level] for level in levels]) / _V_ERROR[REFERENCE_LEVELS]
-    v_costs = v_kl[..., None] * v_errors
+    k_costs = k_kl[..., None] * sensitivity.k_error
+    v_costs = v_kl[..., None] * np.array([_V_KL[level] for level in levels])
     v_bits = np.broadcast_to([float(V_BITS[level]) for level in levels], v_costs.shape)
     # at a higher price of KL less of it is bought: halve the interval on a logarithmic scale
     low, high = 1e-6, 1e9

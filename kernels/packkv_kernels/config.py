@@ -25,7 +25,7 @@ BLOCK_TOKENS = 64
 MAX_HEAD_DIM = 512
 
 # Levels of V in the hybrid codec, and the width of their codes.
-V_BITS = {4: 2, 8: 3, 16: 4}
+V_BITS = {2: 1, 4: 2, 8: 3, 16: 4}
 
 
 class CodecId(IntEnum):
@@ -118,11 +118,11 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class HybridConfig(CodecConfig):
-    """K with constant query-weighted error and variable width; V rotated, at a fixed width.
+    """K with query-weighted error and variable width; V rotated, at a fixed width.
 
     Attributes:
-        delta: step of K in score units: step of channel c = delta · k_scale / rms(q of c).
-        v_levels: uniform levels of rotated V: 4, 8 or 16.
+        delta: step of K that is aimed at, in score units: delta · k_scale / rms(q) of a channel.
+        v_levels: uniform levels of rotated V: 2, 4, 8 or 16.
         sinks: first tokens of a sequence that stay exact.
     """
 

@@ -13,7 +13,7 @@ from packkv_kernels.errors import InvalidInput
 from packkv_kernels.profile import Profile
 
 STEPS = np.array([0.5, 1.0, 2.0, 4.0])
-V_ERRORS = {4: 1.0, 8: 0.03744 / 0.11885, 16: 0.01154 / 0.11885}
+V_KL = {2: 6.0, 4: 1.0, 8: 0.27, 16: 0.08}
 
 
 def a_sensitivity(layers: int, heads: int, seed: int) -> Sensitivity:
@@ -22,17 +22,17 @@ def a_sensitivity(layers: int, heads: int, seed: int) -> Sensitivity:
     return Sensitivity(
         k_kl=10.0 ** random.uniform(-6, -2, (layers, heads)),
         v_kl=10.0 ** random.uniform(-6, -2, (layers, heads)),
-        reference_step=2.0,
         steps=STEPS,
         k_bits=np.maximum(bits, 2.0),
+        k_error=(STEPS / 2) ** 2 * (0.5 + random.random((layers, heads, 1))),
     )
 
 
 def cost(sensitivity: Sensitivity, profile: Profile) -> tuple[float, float]:
     """Predicted KL and bits of a profile's budgets."""
-    k = sensitivity.k_kl * (profile.k_scale / sensitivity.reference_step) ** 2
-    v = sensitivity.v_kl * np.vectorize(V_ERRORS.get)(profile.v_levels)
     choice = np.searchsorted(sensitivity.steps, profile.k_scale)
+    k = sensitivity.k_kl * np.take_along_axis(sensitivity.k_error, choice[..., None], -1)[..., 0]
+    v = sensitivity.v_kl * np.vectorize(V_KL.get)(profile.v_levels)
     bits = np.take_along_axis(sensitivity.k_bits, choice[..., None], -1).sum()
     return float(k.sum() + v.sum()), float(bits + np.vectorize(V_BITS.get)(profile.v_levels).sum())
 
@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidInput, match="profile of"):
         solve(Profile.identity(CacheShape(2, 3, 8)), sensitivity, 1e-3)
     with pytest.raises(InvalidInput, match="do not fit each other"):
-        Sensitivity(np.ones((2, 2)), np.ones((2, 3)), 1.0, STEPS, np.ones((2, 2, 4)))
+        Sensitivity(np.ones((2, 2)), np.ones((2, 3)), STEPS, *np.ones((2, 2, 2, 4)))
 
 
 def test_before_anything_was_measured_all_heads_are_alike_and_the_codec_keeps_its_levels() -> None:

@@ -12,14 +12,32 @@ from hypothesis import strategies as st
 
 from packkv_kernels.compress import decode_block, encode_layer, rotation
 from packkv_kernels.compress.cpu_sections import encode_packkv_sections
+from packkv_kernels.compress.scales import K_WIDTHS, RANGE_BOUNDS
 from packkv_kernels.config import CacheShape, CodecConfig, HybridConfig, PackKVConfig
 from packkv_kernels.errors import InvalidInput, PayloadError, ProfileError
 from packkv_kernels.format import describe_sections, read_payload
-from packkv_kernels.format.tile import FLAGS, RAW_SHIFT
+from packkv_kernels.format.layout import plane_mode
+from packkv_kernels.format.tile import DENSE, FLAGS, K_SIDE, PLANE_A, PLANE_H2, RAW_SHIFT
 from packkv_kernels.profile import Profile
 from packkv_kernels.testing import assert_close, encode_payloads, random_kv, random_profile
 
-SPREAD = {4: 0.9957, 8: 0.5860, 16: 0.3352}
+# Steps of V by its levels: what values are cut with, and what they come back with.
+SPREAD = {2: 1.5958, 4: 1.0953, 8: 0.5860, 16: 0.3352}
+RESTORED = {2: 2.3139, 4: 1.1391, 8: 0.5977, 16: 0.3352}
+
+# Whether a unit of each width has planes A, C, B, H1, H2.
+PLANES_OF_WIDTH = {
+    0: (0, 0, 0, 0, 0),
+    1: (0, 1, 0, 0, 0),
+    2: (1, 0, 0, 0, 0),
+    3: (1, 1, 0, 0, 0),
+    4: (1, 0, 1, 0, 0),
+    6: (1, 0, 1, 1, 0),
+    8: (1, 0, 1, 1, 1),
+}
+
+# The coarsest step that a channel of K may have, in steps aimed at.
+COARSEST = 2 ** (7 / 8)
 DIMS = [(2, 64), (8, 80), (1, 96), (4, 128), (3, 256), (5, 4), (1, 512)]
 CASES = [(tokens, heads, dim) for heads, dim in DIMS for tokens in (1, 63, 64, 65, 130)]
 IDS = [f"T{tokens}-H{heads}-D{dim}" for tokens, heads, dim in CASES]
@@ -49,16 +67,21 @@ def halves_bound(exact: torch.Tensor) -> torch.Tensor:
 
 def hybrid_k_bound(keys: torch.Tensor, config: CodecConfig, profile: Profile) -> torch.Tensor:
     step = torch.from_numpy(profile.k_steps(config)[0])[:, None].double()
-    bound = (step / 2 + keys.abs() * 1e-6).expand(keys.shape).clone()
+    bound = (COARSEST * step / 2 + keys.abs() * 1e-6).expand(keys.shape).clone()
     return bound.maximum(halves_bound(keys))
 
 
 def hybrid_v_bound(rotated: torch.Tensor, levels: int) -> torch.Tensor:
-    """Half a step inside the levels, the overshoot outside; the scale is within 1/32 octave."""
+    """Half a step and what the levels are drawn apart, or the overshoot outside of them.
+
+    The scale is within 1/32 octave.
+    """
     rms = rotated.square().mean(-1, keepdim=True).sqrt()
-    step = SPREAD[levels] * rms
-    wide, narrow = step * 2 ** (1 / 32), step * 2 ** (-1 / 32)
-    bound = (wide / 2).maximum(rotated.abs() - (levels - 1) / 2 * narrow) * 1.0001
+    last = (levels - 1) / 2
+    apart = last * (RESTORED[levels] - SPREAD[levels])
+    inside = (SPREAD[levels] / 2 + apart) * rms * 2 ** (1 / 32)
+    outside = rotated.abs() - last * RESTORED[levels] * rms * 2 ** (-1 / 32)
+    bound = inside.maximum(outside) * 1.0001
     # below the least scale a token comes back as 0
     return torch.where(rms < 2 ** (1 / 32 - 9) * 1.0001, bound.maximum(rotated.abs()), bound)
 
@@ -69,9 +92,9 @@ def packkv_bound(exact: torch.Tensor, rel: float) -> torch.Tensor:
     return bound.maximum(halves_bound(exact))
 
 
-@pytest.mark.parametrize("levels", [4, 8, 16])
+@pytest.mark.parametrize("levels", [2, 4, 8, 16])
 @pytest.mark.parametrize(("tokens", "heads", "dim"), CASES, ids=IDS)
-def test_hybrid_comes_back_within_half_a_step(
+def test_hybrid_comes_back_within_half_the_coarsest_step(
     tokens: int, heads: int, dim: int, levels: int
 ) -> None:
     shape = CacheShape(1, heads, dim)
@@ -174,7 +197,7 @@ def test_a_tile_that_fits_no_planes_becomes_raw(codec: str, trouble: str, raw_bi
     config = CodecConfig.parse(codec)
     data = encode_payloads(values, values, config, random_profile(CacheShape(1, 2, 64)))[0]
     flags = describe_sections(read_payload(data))[0, FLAGS]
-    assert flags >> RAW_SHIFT == raw_bits
+    assert flags >> RAW_SHIFT & 3 == raw_bits
 
 
 @pytest.mark.parametrize("codec", ["hybrid:delta=0.3", "packkv:rel_k=0.02"])
@@ -293,15 +316,38 @@ def test_a_rank_encodes_its_heads_as_the_whole_model_would() -> None:
 
 
 def test_heads_may_have_levels_of_their_own() -> None:
-    shape = CacheShape(1, 3, 64)
+    shape = CacheShape(1, 4, 64)
     base = random_profile(shape)
-    levels = torch.tensor([[4, 8, 16]], dtype=torch.uint8).numpy()
+    levels = torch.tensor([[2, 4, 8, 16]], dtype=torch.uint8).numpy()
     profile = Profile(base.q_rms, base.k_order, v_levels=levels)
     keys, values = random_kv(shape, 64, dtype=torch.float32)
     _, v = round_trip(keys, values, HybridConfig(), profile)
     error = (v - values)[0, 4:].square().mean((0, 2)) / values[0, 4:].square().mean((0, 2))
-    # Max's table: 0.1188, 0.03744 and 0.01154 of the variance
-    assert_close(error, torch.tensor([0.12, 0.038, 0.012]), torch.tensor([0.02, 0.006, 0.002]))
+    # of unit Gaussians with these steps: 0.58, 0.125, 0.037 and 0.0115 of the variance
+    wanted = torch.tensor([0.58, 0.125, 0.037, 0.0115])
+    assert_close(error, wanted, wanted / 6)
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 3, 4, 6, 8])
+def test_a_channel_gets_the_width_and_the_step_that_its_range_asks_for(width: int) -> None:
+    """A range in the middle of what a width takes, cut into as many steps as its codes have."""
+    profile = Profile.identity(CacheShape(1, 1, 8))
+    place = int(np.searchsorted(K_WIDTHS, width))
+    most = float(RANGE_BOUNDS[place])
+    span = (most + (float(RANGE_BOUNDS[place - 1]) if place else 0.0)) / 2
+    keys = (torch.linspace(0, span, 64)[:, None] - 7.3).expand(64, 8)[None, :, None]
+    config = HybridConfig(delta=1.0, sinks=0)
+    k, _ = round_trip(keys, keys, config, profile)
+    data = encode_payloads(keys, keys, config, profile)[0]
+    row = describe_sections(read_payload(data))[0]
+    modes = [plane_mode(row[FLAGS], K_SIDE, plane) for plane in range(PLANE_A, PLANE_H2 + 1)]
+    assert modes == [mode * DENSE for mode in PLANES_OF_WIDTH[width]]
+    found = k[0, :, 0, 0]
+    assert len(set(found.tolist())) <= 2**width
+    # the middle of a range is met to an eighth of a step at 0 bits; 1 bit lies inside its range
+    step = 1.0 if width == 0 else span / (2**width - 1)
+    bound = 0.125 + span / 2 if width == 0 else 0.56 * step
+    assert (found - keys[0, :, 0, 0]).abs().max() <= bound
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_a_config_reads_back_from_its_own_spelling(config: CodecConfig) -> None:
         ("hybrid:speed=1", "no parameter 'speed'"),
         ("hybrid:delta=fast", "delta 'fast' is not a number"),
         ("hybrid:v_levels=8.5", "v_levels '8.5' is not a whole number"),
-        ("hybrid:v_levels=5", "v_levels 5 is not one of [4, 8, 16]"),
+        ("hybrid:v_levels=5", "v_levels 5 is not one of [2, 4, 8, 16]"),
         ("hybrid:delta=0", "delta 0.0 is outside"),
         ("hybrid:delta=nan", "delta nan is outside"),
         ("hybrid:sinks=65", "sinks 65 is outside 0 … 64"),

@@ -30,7 +30,10 @@ from packkv_kernels.testing import encode_payloads, random_kv, random_profile
 
 HEAD_DIM = 8
 SHAPE = CacheShape(1, 1, HEAD_DIM)
-CODECS = ["hybrid", "hybrid:v_levels=4", "hybrid:delta=0.02", "packkv", "packkv:rel_k=0.004"]
+CODECS = [
+    *("hybrid", "hybrid:v_levels=4", "hybrid:delta=4,v_levels=2", "hybrid:delta=0.02"),
+    *("packkv", "packkv:rel_k=0.004"),
+]
 
 
 def payload_of(text: str, tokens: int = 64, seed: int = 0) -> Payload:
@@ -101,8 +104,8 @@ def test_a_wild_section_is_refused_or_stays_within_itself(text: str, words: list
     assert_refused_or_contained(with_section(payload_of(text), words))
 
 
-def planes(c: int = 0, b: int = 0, h1: int = 0, h2: int = 0) -> int:
-    return c | b << 2 | h1 << 4 | h2 << 6
+def planes(a: int = 1, c: int = 0, b: int = 0, h1: int = 0, h2: int = 0) -> int:
+    return a | c << 2 | b << 4 | h1 << 6 | h2 << 8
 
 
 def section_with(flags: int, *bitmaps: int, length: int = 1024) -> list[int]:
@@ -112,19 +115,27 @@ def section_with(flags: int, *bitmaps: int, length: int = 1024) -> list[int]:
     return words
 
 
-MINIMA, LOG = (tile.INT8_MINIMA, tile.NO_MINIMA), (tile.NO_SCALES, tile.LOG_SCALES)
+MINIMA, SCALES = (tile.INT8_MINIMA, tile.NO_MINIMA), (tile.CHANNEL_STEPS, tile.LOG_SCALES)
+FOUR = planes()  # V of 4 levels
 FORGERIES = [
     ("flags have unknown bits", section_with(1 << tile.FLAG_BITS)),
-    ("flags have unknown bits", section_with(tile.flag_bits(3, 0, MINIMA, LOG))),
-    ("tokens or sinks differ", [tile.flag_bits(0, 0, MINIMA, LOG), 63] + [0] * 1022),
-    ("does not use these parts", section_with(tile.flag_bits(0, 0, MINIMA, (2, 1)))),
-    ("does not use these parts", section_with(tile.flag_bits(0, planes(c=2), MINIMA, LOG))),
+    ("flags have unknown bits", section_with(tile.flag_bits(planes(a=3), FOUR, MINIMA, SCALES))),
+    ("flags have unknown bits", section_with(tile.flag_bits(planes(c=3), FOUR, MINIMA, SCALES))),
+    ("tokens or sinks differ", [tile.flag_bits(0, FOUR, MINIMA, SCALES), 63] + [0] * 1022),
+    ("does not use these parts", section_with(tile.flag_bits(0, FOUR, MINIMA, (2, 1)))),
+    ("does not use these parts", section_with(tile.flag_bits(0, FOUR, MINIMA, (3, 3)))),
+    ("does not use these parts", section_with(tile.flag_bits(0, 0, MINIMA, SCALES))),
+    ("does not use these parts", section_with(tile.flag_bits(0, planes(c=2), MINIMA, SCALES))),
     ("does not use these parts", section_with(1 << tile.RAW_SHIFT | 1)),
-    ("past its units", section_with(tile.flag_bits(planes(c=2), 1, MINIMA, LOG), 0b100)),
-    ("C and B overlap", section_with(tile.flag_bits(planes(2, 2), 1, MINIMA, LOG), 1, 1)),
-    ("H1 is outside B", section_with(tile.flag_bits(planes(b=2, h1=2), 1, MINIMA, LOG), 1, 2)),
-    ("H2 outside H1", section_with(tile.flag_bits(planes(0, 1, 2, 2), 1, MINIMA, LOG), 1, 2)),
-    ("do not add up", section_with(tile.flag_bits(0, 1, MINIMA, LOG))),
+    ("past its units", section_with(tile.flag_bits(planes(c=2), FOUR, MINIMA, SCALES), 0b100)),
+    ("C and B", section_with(tile.flag_bits(planes(1, 2, 2), FOUR, MINIMA, SCALES), 1, 1)),
+    ("B is outside A", section_with(tile.flag_bits(planes(2, 0, 2), FOUR, MINIMA, SCALES), 1, 2)),
+    ("H1 outside B", section_with(tile.flag_bits(planes(b=2, h1=2), FOUR, MINIMA, SCALES), 1, 2)),
+    (
+        "H2 outside H1",
+        section_with(tile.flag_bits(planes(1, 0, 1, 2, 2), FOUR, MINIMA, SCALES), 1, 2),
+    ),
+    ("do not add up", section_with(tile.flag_bits(planes(), FOUR, MINIMA, SCALES))),
 ]
 
 
@@ -140,15 +151,18 @@ def test_each_forgery_is_refused_for_its_own_reason(message: str, words: list[in
         describe_sections(with_section(payload, words))
 
 
-@pytest.mark.parametrize("part", ["header", "minima", "exact"])
+@pytest.mark.parametrize("part", ["header", "minima", "steps", "exact"])
 def test_padding_and_infinities_are_refused(part: str) -> None:
-    payload = payload_of("hybrid")
+    # with every unit of the same width there is no bitmap, and the head is padded
+    payload = payload_of("hybrid:delta=0.02" if part == "header" else "hybrid")
     row = describe_sections(payload)[0]
     words = np.frombuffer(payload.section(0, 0), np.uint32).copy()
     if part == "header":
         words[row[tile.K_EXACT] - 1] |= 1 << 31
     elif part == "minima":
         words[row[tile.K_SIDE + tile.MINIMA] + 3] |= 1
+    elif part == "steps":
+        words[row[tile.K_SIDE + tile.SCALES] + 1] |= 1
     else:
         words[row[tile.V_EXACT]] = 0x7C00
     wanted = "not finite" if part == "exact" else "padding is not 0"

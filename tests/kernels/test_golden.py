@@ -19,6 +19,7 @@ import torch
 from packkv_kernels.compress import decode_block
 from packkv_kernels.config import CacheShape, CodecConfig
 from packkv_kernels.format import describe_sections, read_payload, tile
+from packkv_kernels.format.layout import plane_mode
 from packkv_kernels.profile import Profile
 from packkv_kernels.testing import encode_payloads
 
@@ -28,6 +29,7 @@ SHAPE = CacheShape(layers=2, heads=2, head_dim=16)
 CASES = {
     "hybrid": ("hybrid:delta=1.0,v_levels=8", 64, 0),
     "hybrid-partial": ("hybrid:delta=1.0,v_levels=16", 5, 128),
+    "hybrid-narrow": ("hybrid:delta=2.0,v_levels=2", 64, 64),
     "packkv": ("packkv:rel_k=0.02,rel_v=0.2", 64, 0),
     "packkv-partial": ("packkv:rel_k=0.1,rel_v=0.1", 33, 64),
     "raw": ("raw", 64, 0),
@@ -53,7 +55,7 @@ def golden_kv(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """float16 K and V that need every plane, both kinds of minima, and a raw tile."""
     order = torch.from_numpy(profile().k_order[0, 0].astype(np.int64))
     # steps that each stored unit of four channels spans, by head
-    spans = torch.tensor([[120.0, 30, 7, 1.4], [30.0, 7, 3.4, 1.4]]).double()
+    spans = torch.tensor([[120.0, 30, 7, 1.4], [30.0, 3.4, 0.6, 0.2]]).double()
     by_channel = torch.empty(2, SHAPE.head_dim, dtype=torch.float64)
     by_channel[:, order] = spans.repeat_interleave(4, dim=1)
     step = torch.from_numpy(1 / profile().q_rms[0, 0].astype(np.float64))
@@ -138,13 +140,19 @@ def test_together_they_have_every_part_a_section_can_have() -> None:
         if name != "raw"
         for row in describe_sections(read_payload((GOLDEN / f"{name}.payload").read_bytes()))
     ]
-    for plane in range(4):
-        assert any((word >> 2 * plane) & 3 == tile.SPARSE for word in flags)
+    for plane in range(tile.PLANE_A, tile.PLANE_H2 + 1):
+        assert any(plane_mode(word, tile.K_SIDE, plane) == tile.SPARSE for word in flags)
     for kind in (tile.INT8_MINIMA, tile.INT16_MINIMA):
         assert any((word >> tile.MINIMA_SHIFT) & 3 == kind for word in flags)
-    assert any((word >> tile.SCALES_SHIFT) & 3 == tile.FLOAT_SCALES for word in flags)
-    assert any((word >> tile.PLANES_V) & 3 == tile.DENSE for word in flags)
-    assert {word >> tile.RAW_SHIFT for word in flags} >= {0, 1, 2}
+    for kind in (tile.FLOAT_SCALES, tile.CHANNEL_STEPS):
+        assert any((word >> tile.SCALES_SHIFT) & 3 == kind for word in flags)
+    v_modes = {
+        tuple(plane_mode(word, tile.V_SIDE, plane) for plane in range(tile.PLANE_A, tile.PLANE_H1))
+        for word in flags
+    }
+    for planes_a_c in ((tile.ABSENT, tile.DENSE), (tile.DENSE, tile.DENSE)):
+        assert (*planes_a_c, tile.ABSENT) in v_modes
+    assert {word >> tile.RAW_SHIFT & 3 for word in flags} >= {0, 1, 2}
 
 
 def write() -> None:

@@ -63,9 +63,9 @@ def test_a_block_is_kept_once_however_many_sequences_share_it() -> None:
 
 
 def test_a_released_block_stays_for_the_next_request_until_its_space_is_needed() -> None:
-    blocks = payloads(4)
-    one = max(len(block.data) for block in blocks)
-    cache = a_cache(capacity_bytes=3 * one)
+    # the last is the shortest, so that it fits where any other was
+    blocks = sorted(payloads(4), key=lambda block: -len(block.data))
+    cache = a_cache(capacity_bytes=3 * len(blocks[0].data))
     pages = [cache.adopt(block) for block in blocks[:3]]
     for page in (pages[1], pages[0]):
         cache.release(page)

@@ -19,12 +19,14 @@ pytest.importorskip("triton")
 CHECKS = Path(__file__).parent / "interpreted"
 
 
-@pytest.mark.parametrize("check", ["fast", "left_aside", "unpacked", "poisoned", "plugged_in"])
+@pytest.mark.parametrize(
+    "check", ["fast", "narrow", "left_aside", "unpacked", "poisoned", "plugged_in"]
+)
 def test_attention_kernels_agree_with_the_reference(check: str) -> None:
     run_interpreted("attention.py", check)
 
 
-@pytest.mark.parametrize("check", ["hybrid", "hybrid_raw", "packkv", "layers"])
+@pytest.mark.parametrize("check", ["hybrid", "hybrid_widths", "hybrid_raw", "packkv", "layers"])
 def test_encode_kernels_write_the_references_bytes(check: str) -> None:
     run_interpreted("encode.py", check)
 

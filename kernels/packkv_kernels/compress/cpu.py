@@ -1,5 +1,7 @@
 """Encoding and decoding on the CPU: compiled loops over sections, spread over the cores."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -53,7 +55,7 @@ def encode_blocks(
 
 
 def decode_layers(
-    resident: ResidentSections, plans: list[LayerPlan], tokens: int
+    resident: ResidentSections, plans: Sequence[LayerPlan], tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """K and V of a block, float32 [layers, tokens, heads, head_dim].
 

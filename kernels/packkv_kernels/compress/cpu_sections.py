@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from packkv_kernels.compress.pack_codes import unit_widths
 from packkv_kernels.compress.quantise import (
-    hybrid_k_integers,
+    hybrid_k_codes,
     hybrid_v_codes,
     integers_to_codes,
     packkv_integers,
@@ -56,15 +56,17 @@ def encode_hybrid_sections(
         exact = sinks if block == 0 else 0
         for head in range(heads):
             k, v = keys[first:last, head], values[first:last, head]
-            hybrid_k_integers(k, inv_step[head], k_side.integers)
-            k_fits = _encode_integers(k_side, last - first, exact, order[head])
+            k_fits = hybrid_k_codes(
+                *(k, exact, order[head], inv_step[head], k_side.integers),
+                *(k_side.codes, k_side.minima, k_side.widths, k_side.steps),
+            )
             width = 4 if levels[head] == 16 else levels[head] // 4 + 1
             v_side.widths[:] = width
             v_fits = hybrid_v_codes(
                 *(v, exact, levels[head], inverses[width], thresholds),
                 *(v_side.codes, v_side.log_scales),
             )
-            flags = side_flags(_K_SIDE, k_side, k_fits, True, tile.NO_SCALES)
+            flags = side_flags(_K_SIDE, k_side, k_fits, True, tile.CHANNEL_STEPS)
             flags |= side_flags(_V_SIDE, v_side, v_fits, False, tile.LOG_SCALES)
             section = block * heads + head
             lengths[section] = write_section(arena[section], flags, exact, k, v, k_side, v_side)

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from packkv_kernels.format import tile
 from packkv_kernels.format.compiled import compiled
-from packkv_kernels.format.layout import bitmap_words, piece_words
+from packkv_kernels.format.layout import bitmap_words, piece_words, plane_mode
 
 __all__ = ["planes_of", "unit_widths", "write_bitmaps", "write_planes"]
 
@@ -24,36 +24,43 @@ def unit_widths(widest: NDArray[np.int32], widths: NDArray[np.uint8]) -> None:
         code = np.int32(0)
         for i in range(unit):
             code = max(code, widest[u * unit + i])
-        widths[u] = 2 if code < 4 else 3 if code < 8 else 4 if code < 16 else 6 if code < 64 else 8
+        if code < 16:
+            widths[u] = (code > 0) + (code > 1) + (code > 3) + (code > 7)
+        else:
+            widths[u] = 6 if code < 64 else 8
 
 
 @compiled
 def _has_plane(width: int, plane: int) -> bool:
+    if plane == tile.PLANE_A:
+        return width >= 2
     if plane == tile.PLANE_C:
-        return width == 3
+        return width == 1 or width == 3
     # B from 4 bits on, H1 from 6, H2 from 8
     return width >= 4 + 2 * (plane - tile.PLANE_B)
 
 
 @compiled
 def planes_of(widths: NDArray[np.uint8]) -> int:
-    """The flag field of one side's planes: 2 bits for each of C, B, H1, H2."""
+    """The modes of one side's planes: 2 bits for each of A, C, B, H1, H2, A lowest."""
     field = 0
-    for plane in range(tile.PLANE_C, tile.PLANE_H2 + 1):
+    for plane in range(tile.PLANE_A, tile.PLANE_H2 + 1):
         count = 0
         for u in range(len(widths)):
             count += _has_plane(widths[u], plane)
         if count:
             mode = tile.DENSE if count == len(widths) else tile.SPARSE
-            field |= mode << 2 * (plane - tile.PLANE_C)
+            field |= mode << 2 * (plane - tile.PLANE_A)
     return field
 
 
 @compiled
-def write_bitmaps(words: NDArray[np.uint32], at: int, field: int, widths: NDArray[np.uint8]) -> int:
+def write_bitmaps(
+    words: NDArray[np.uint32], at: int, flags: int, side: int, widths: NDArray[np.uint8]
+) -> int:
     """Writes the bitmaps of one side's sparse planes from word `at` on; returns their end."""
-    for plane in range(tile.PLANE_C, tile.PLANE_H2 + 1):
-        if (field >> 2 * (plane - tile.PLANE_C)) & 3 == tile.SPARSE:
+    for plane in range(tile.PLANE_A, tile.PLANE_H2 + 1):
+        if plane_mode(flags, side, plane) == tile.SPARSE:
             span = bitmap_words(len(widths))
             words[at : at + span] = 0
             for u in range(len(widths)):
@@ -114,15 +121,16 @@ def _write_low_planes(
     fields: NDArray[np.uint32],
     widths: NDArray[np.uint8],
 ) -> None:
-    """Planes A, and C or B."""
+    """Planes A, C and B."""
     piece = piece_words(row[tile.HEAD_DIM], side, tile.PLANE_A)
     a, b = row[side + tile.PLANE_A], row[side + tile.PLANE_B]
     c = row[side + tile.PLANE_C]
     for u in range(len(widths)):
-        _write_pairs(words[a : a + piece], u, fields, False)
-        a += piece
-        if widths[u] == 3:
-            _write_thirds(words[c : c + piece // 2], u, fields)
+        if widths[u] > 1:
+            _write_pairs(words[a : a + piece], u, fields, False)
+            a += piece
+        if widths[u] == 1 or widths[u] == 3:
+            _write_singles(words[c : c + piece // 2], u, fields, np.uint32(widths[u] - 1))
             c += piece // 2
         elif widths[u] > 3:
             _write_pairs(words[b : b + piece], u, fields, True)
@@ -167,13 +175,15 @@ def _write_pairs(
 
 
 @compiled
-def _write_thirds(piece: NDArray[np.uint32], unit: int, fields: NDArray[np.uint32]) -> None:
-    """One unit's piece of plane C, over zeros: two columns share a word."""
+def _write_singles(
+    piece: NDArray[np.uint32], unit: int, fields: NDArray[np.uint32], bit: np.uint32
+) -> None:
+    """One unit's piece of plane C, that bit of each field, over zeros: two columns share a word."""
     lanes = fields.shape[1]
     columns = 2 * len(piece) // lanes
     for lane in range(lanes):
         for i in range(columns):
-            even = (fields[0, lane, unit * columns + i] >> _TWO) & _ONES
-            odd = (fields[1, lane, unit * columns + i] >> _TWO) & _ONES
+            even = (fields[0, lane, unit * columns + i] >> bit) & _ONES
+            odd = (fields[1, lane, unit * columns + i] >> bit) & _ONES
             at = 2 * lane + (i >> 1) if columns == 4 else (3 * lane) & (lanes - 1)
             piece[at] |= (even | odd << np.uint32(1)) << np.uint32(2 * (i & 1))

@@ -1,6 +1,7 @@
 """LayerPlan: what a codec needs to know to turn one layer's K and V into integers and back."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +39,11 @@ class LayerPlan:
         return int(self.order.shape[1])
 
 
+# decoding block by block asks for the same plans again and again
+@lru_cache(maxsize=8)
 def plan_layers(
     config: CodecConfig, profile: Profile | None, shape: CacheShape, first_head: int = 0
-) -> list[LayerPlan]:
+) -> tuple[LayerPlan, ...]:
     """One plan per layer, for the KV heads from `first_head` on.
 
     Args:
@@ -64,7 +67,7 @@ def plan_layers(
         held = profile.heads(first_head, shape.heads)
     step, inv_step = held.k_steps(config)
     levels = held.levels(config)
-    return [
+    return tuple(
         LayerPlan(config, held.k_order[layer], step[layer], inv_step[layer], levels[layer])
         for layer in range(shape.layers)
-    ]
+    )

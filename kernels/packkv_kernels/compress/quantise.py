@@ -4,10 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packkv_kernels.compress.rotation import rotate_row
+from packkv_kernels.compress.scales import INV_STEPS, K_WIDTHS, RANGE_BOUNDS, STEP_BOUNDS
 from packkv_kernels.format.compiled import compiled
 
 __all__ = [
-    "hybrid_k_integers",
+    "hybrid_k_codes",
     "hybrid_v_codes",
     "integers_to_codes",
     "packkv_integers",
@@ -16,14 +17,103 @@ __all__ = [
 
 
 @compiled
-def hybrid_k_integers(
-    values: NDArray[np.float32], inv_step: NDArray[np.float32], out: NDArray[np.float32]
+def hybrid_k_codes(
+    values: NDArray[np.float32],
+    sinks: int,
+    order: NDArray[np.int16],
+    inv_step: NDArray[np.float32],
+    scaled: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    minima: NDArray[np.int32],
+    widths: NDArray[np.uint8],
+    steps: NDArray[np.int8],
+) -> bool:
+    """Quantises K [tokens, head_dim] of one head: every channel's codes span its own range.
+
+    Args:
+        values: natural channel order.
+        sinks: leading tokens without codes.
+        order: [head_dim], stored to natural channel.
+        inv_step: [head_dim], 1 / step that is aimed at, by natural channel.
+        scaled: [64, head_dim], working memory.
+        codes: [64, head_dim], overwritten; 0 where no inexact token is.
+        minima, steps: [head_dim], overwritten, by stored channel.
+        widths: [units], overwritten.
+
+    Returns:
+        Whether all ranges and minima fit; if not, the tile is raw.
+    """
+    codes[:] = 0
+    minima[:] = 0
+    widths[:] = 0
+    steps[:] = 0
+    if sinks == len(values):
+        return True
+    middle, span = np.empty_like(inv_step), np.empty_like(inv_step)
+    _scale_and_span(values, sinks, inv_step, scaled, middle, span)
+    # by natural channel from here: 1 / step of the channel, minimum and largest code
+    inverse, low, top = np.empty_like(span), np.empty_like(span), np.empty_like(span)
+    for unit in range(len(widths)):
+        channels = order[unit * 4 : (unit + 1) * 4]
+        widest = np.float32(0)
+        for c in channels:
+            # written so that NaN does not fit
+            if not span[c] <= RANGE_BOUNDS[-1]:
+                return False
+            widest = max(widest, span[c])
+        width = K_WIDTHS[_count_below(RANGE_BOUNDS, widest)]
+        widths[unit] = width
+        for i, c in enumerate(channels):
+            step = _count_below(STEP_BOUNDS[width], span[c])
+            inverse[c], top[c] = INV_STEPS[step], (1 << width) - 1
+            place = middle[c] * inverse[c] - top[c] * np.float32(0.5)
+            minimum = np.rint(place * np.float32(4)) if width < 4 else np.rint(place)
+            if not abs(minimum) <= 32767:
+                return False
+            low[c] = minimum * np.float32(0.25) if width < 4 else minimum
+            minima[unit * 4 + i], steps[unit * 4 + i] = np.int32(minimum), step - 8
+    for t in range(sinks, len(values)):
+        line, target = scaled[t], codes[t]
+        for c in range(len(line)):
+            code = np.rint(line[c] * inverse[c] - low[c])
+            code = np.float32(0) if code < 0 else code
+            line[c] = top[c] if code > top[c] else code
+        for c in range(len(order)):
+            target[c] = np.uint8(np.int32(line[order[c]]))
+    return True
+
+
+@compiled
+def _scale_and_span(
+    values: NDArray[np.float32],
+    sinks: int,
+    inv_step: NDArray[np.float32],
+    scaled: NDArray[np.float32],
+    middle: NDArray[np.float32],
+    span: NDArray[np.float32],
 ) -> None:
-    """rint(x · inv_step) of values [tokens, head_dim], by natural channel."""
-    for t in range(len(values)):
-        line, source = out[t], values[t]
+    """x · inv_step of the inexact tokens, and middle and width of each channel's range of it."""
+    low, high = np.empty_like(span), np.empty_like(span)
+    low[:] = np.inf
+    high[:] = -np.inf
+    for t in range(sinks, len(values)):
+        line, source = scaled[t], values[t]
         for c in range(len(inv_step)):
-            line[c] = np.rint(source[c] * inv_step[c])
+            line[c] = source[c] * inv_step[c]
+            low[c] = line[c] if line[c] < low[c] else low[c]
+            high[c] = line[c] if line[c] > high[c] else high[c]
+    for c in range(len(span)):
+        middle[c] = (low[c] + high[c]) * np.float32(0.5)
+        span[c] = high[c] - low[c]
+
+
+@compiled
+def _count_below(bounds: NDArray[np.float32], value: np.float32) -> int:
+    """How many bounds are less than a value."""
+    count = 0
+    for bound in bounds:
+        count += bound < value
+    return count
 
 
 @compiled

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from packkv_kernels.compress.plan import LayerPlan
 from packkv_kernels.compress.reference_section import SideCodes, read_side, write_section
 from packkv_kernels.compress.rotation import rotation_span
-from packkv_kernels.compress.scales import mean_square_thresholds, scale_tables
+from packkv_kernels.compress.scales import (
+    INV_STEPS,
+    K_WIDTHS,
+    RANGE_BOUNDS,
+    STEP_BOUNDS,
+    STEPS,
+    mean_square_thresholds,
+    scale_tables,
+)
 from packkv_kernels.config import BLOCK_TOKENS, V_BITS, HybridConfig, PackKVConfig
 from packkv_kernels.format import ResidentSections, tile
 
@@ -73,8 +81,36 @@ def _encode_block(
 
 def _hybrid_k_codes(keys: torch.Tensor, plan: LayerPlan, head: int, sinks: int) -> SideCodes | None:
     order = torch.from_numpy(plan.order[head].astype(np.int64))
-    inv_step = torch.from_numpy(plan.inv_step[head])
-    return _from_minima((keys * inv_step).round()[:, order], sinks)
+    scaled = (keys * torch.from_numpy(plan.inv_step[head]))[:, order]
+    head_dim = len(order)
+    codes = torch.zeros(BLOCK_TOKENS, head_dim, dtype=torch.int64)
+    inexact = scaled[sinks:]
+    if len(inexact) == 0:
+        nothing = torch.zeros(head_dim, dtype=torch.int64)
+        widths = torch.zeros(head_dim // tile.K_UNIT, dtype=torch.int64)
+        return SideCodes(codes, nothing, steps=nothing, widths=widths)
+    low, high = inexact.amin(0), inexact.amax(0)
+    span, middle = high - low, (low + high) * 0.5
+    # written so that NaN does not fit
+    if not (span <= RANGE_BOUNDS[-1]).all():
+        return None
+    widest = span.reshape(-1, tile.K_UNIT).amax(1)
+    width = _table(K_WIDTHS)[torch.searchsorted(_table(RANGE_BOUNDS), widest)].long()
+    by_channel = width.repeat_interleave(tile.K_UNIT)
+    step = (_table(STEP_BOUNDS)[by_channel] < span[:, None]).sum(1)
+    inverse, top = _table(INV_STEPS)[step], (2**by_channel - 1).float()
+    parts = torch.where(by_channel < 4, 4.0, 1.0)
+    minima = ((middle * inverse - top * 0.5) * parts).round()
+    if not (minima.abs() <= _INT16[1]).all():
+        return None
+    found = (inexact * inverse - minima / parts).round().clamp(min=0).minimum(top)
+    codes[sinks : len(keys)] = found.long()
+    return SideCodes(codes, minima.long(), steps=step - 8, widths=width)
+
+
+def _table(values: NDArray[Any]) -> torch.Tensor:
+    # a copy: torch does not take arrays that must not be written
+    return torch.from_numpy(values.copy())
 
 
 def _from_minima(integers: torch.Tensor, sinks: int, **scales: Any) -> SideCodes | None:
@@ -107,7 +143,8 @@ def _hybrid_v_codes(values: torch.Tensor, levels: int, sinks: int) -> SideCodes 
     codes[sinks : len(values)] = inexact[sinks:]
     padded = torch.zeros(BLOCK_TOKENS, dtype=torch.int64)
     padded[: len(values)] = log_scales
-    return SideCodes(codes, log_scales=padded, width=V_BITS[levels])
+    units = values.shape[1] // tile.v_unit(values.shape[1])
+    return SideCodes(codes, log_scales=padded, widths=torch.full((units,), V_BITS[levels]))
 
 
 def _hadamard(rows: torch.Tensor) -> torch.Tensor:
@@ -176,7 +213,11 @@ def _dequantise(side: SideCodes, plan: LayerPlan, head: int) -> torch.Tensor:
     if side.minima is not None:
         order = torch.from_numpy(plan.order[head].astype(np.int64))
         natural = torch.empty(side.codes.shape)
-        natural[:, order] = (side.codes + side.minima).float()
+        assert side.steps is not None
+        assert side.widths is not None
+        parts = torch.where(side.widths < 4, 4.0, 1.0).repeat_interleave(tile.K_UNIT)
+        steps = _table(STEPS)[side.steps + 8]
+        natural[:, order] = (side.codes + side.minima / parts) * steps
         return natural * torch.from_numpy(plan.step[head])
     assert isinstance(plan.config, HybridConfig)
     assert side.log_scales is not None

@@ -12,15 +12,17 @@ from packkv_kernels.format.layout import is_raw, plane_mode, side_bits
 
 __all__ = ["SideCodes", "read_side", "write_section"]
 
-_PLANES = (tile.PLANE_C, tile.PLANE_B, tile.PLANE_H1, tile.PLANE_H2)
+_PLANES = (tile.PLANE_A, tile.PLANE_C, tile.PLANE_B, tile.PLANE_H1, tile.PLANE_H2)
 
-# Width of a unit to the planes it has beside A, in the order C B H1 H2.
+# Width of a unit to the planes it has, and the lowest bit of the code that each of them holds.
 _WIDTHS = {
-    2: (False, False, False, False),
-    3: (True, False, False, False),
-    4: (False, True, False, False),
-    6: (False, True, True, False),
-    8: (False, True, True, True),
+    0: {},
+    1: {tile.PLANE_C: 0},
+    2: {tile.PLANE_A: 0},
+    3: {tile.PLANE_A: 0, tile.PLANE_C: 2},
+    4: {tile.PLANE_A: 0, tile.PLANE_B: 2},
+    6: {tile.PLANE_A: 0, tile.PLANE_B: 2, tile.PLANE_H1: 4},
+    8: {tile.PLANE_A: 0, tile.PLANE_B: 2, tile.PLANE_H1: 4, tile.PLANE_H2: 6},
 }
 
 
@@ -34,7 +36,8 @@ class SideCodes:
         log_scales: int64 [64] in 0 … 255, or None.
         scales: float32 [64], or None.
         zeros: int64 [64] in int16, or None; present with `scales`.
-        width: bits of every unit when the codec fixes them, or None.
+        steps: int64 [head_dim] in −8 … 7, or None.
+        widths: int64 [units], bits of each unit; None: what its largest code needs.
     """
 
     codes: torch.Tensor
@@ -42,7 +45,15 @@ class SideCodes:
     log_scales: torch.Tensor | None = None
     scales: torch.Tensor | None = None
     zeros: torch.Tensor | None = None
-    width: int | None = None
+    steps: torch.Tensor | None = None
+    widths: torch.Tensor | None = None
+
+    def unit_widths(self, unit: int) -> list[int]:
+        """Bits of each unit of so many channels."""
+        if self.widths is not None:
+            return [int(width) for width in self.widths]
+        widest = self.codes.reshape(BLOCK_TOKENS, -1, unit).amax((0, 2)).tolist()
+        return [min(width for width in _WIDTHS if code < 2**width) for code in widest]
 
 
 def write_section(
@@ -55,22 +66,22 @@ def write_section(
         sinks: leading tokens that are stored exactly.
         k, v: the integers, or None for a raw tile.
     """
-    k_units = _units_with_plane(k, tile.K_UNIT)
-    v_units = _units_with_plane(v, tile.v_unit(values.shape[1]))
+    k_widths = k.unit_widths(tile.K_UNIT) if k else []
+    v_widths = v.unit_widths(tile.v_unit(values.shape[1])) if v else []
     flags = tile.flag_bits(
-        _plane_field(k_units),
-        _plane_field(v_units),
+        _plane_field(k_widths),
+        _plane_field(v_widths),
         (_minima(k), _minima(v)),
         (_scales(k), _scales(v)),
     )
     flags |= (k is None) << tile.RAW_SHIFT | (v is None) << tile.RAW_SHIFT + 1
     head = np.array([flags, len(keys) | sinks << 8], "<u4").tobytes()
     parts = [
-        head + _bitmaps(k_units) + _bitmaps(v_units),
+        head + _bitmaps(k_widths) + _bitmaps(v_widths),
         _halves(keys[:sinks]),
         _halves(values[:sinks]),
-        *(_side_parts(k, k_units, tile.K_SIDE) if k else [_halves(keys)]),
-        *(_side_parts(v, v_units, tile.V_SIDE) if v else [_halves(values)]),
+        *(_side_parts(k, k_widths, tile.K_SIDE) if k else [_halves(keys)]),
+        *(_side_parts(v, v_widths, tile.V_SIDE) if v else [_halves(values)]),
     ]
     return b"".join(part + bytes(-len(part) % 16) for part in parts)
 
@@ -86,7 +97,7 @@ def read_side(words: NDArray[np.uint32], row: NDArray[np.int32], side: int) -> S
     flags, head_dim = int(row[tile.FLAGS]), int(row[tile.HEAD_DIM])
     if is_raw(flags, side):
         return None
-    minima = log_scales = scales = zeros = None
+    minima = log_scales = scales = zeros = steps = None
     kind = side_bits(flags, side, tile.MINIMA_SHIFT)
     if kind:
         at = words[row[side + tile.MINIMA] :]
@@ -98,7 +109,12 @@ def read_side(words: NDArray[np.uint32], row: NDArray[np.int32], side: int) -> S
     elif kind == tile.FLOAT_SCALES:
         scales = torch.from_numpy(at[:BLOCK_TOKENS].view("<f4").copy())
         zeros = _integers(at[BLOCK_TOKENS:], "<i2", BLOCK_TOKENS)
-    return SideCodes(_read_codes(words, row, side), minima, log_scales, scales, zeros)
+    elif kind == tile.CHANNEL_STEPS:
+        channel = torch.arange(head_dim)
+        nibbles = _integers(at, "<u4", -(-head_dim // 8))[channel // 8] >> 4 * (channel % 8) & 15
+        steps = (nibbles + 8) % 16 - 8
+    codes, widths = _read_codes(words, row, side)
+    return SideCodes(codes, minima, log_scales, scales, zeros, steps, widths)
 
 
 def positions(side: int, unit: int, plane: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,45 +144,34 @@ def _unit(side: int, head_dim: int) -> int:
     return tile.K_UNIT if side == tile.K_SIDE else tile.v_unit(head_dim)
 
 
-def _bits_of(plane: int) -> tuple[int, int]:
-    """Lowest bit of the code that a plane holds, and how many."""
-    return {
-        tile.PLANE_A: (0, 2),
-        tile.PLANE_C: (2, 1),
-        tile.PLANE_B: (2, 2),
-        tile.PLANE_H1: (4, 2),
-        tile.PLANE_H2: (6, 2),
-    }[plane]
+def _bits_in(plane: int) -> int:
+    """How many bits of a code a plane holds."""
+    return 1 if plane == tile.PLANE_C else 2
 
 
-def _units_with_plane(side: SideCodes | None, unit: int) -> torch.Tensor:
-    """bool [4, units]: which units have C, B, H1, H2."""
-    if side is None:
-        return torch.zeros(4, 0, dtype=torch.bool)
-    units = side.codes.shape[1] // unit
-    if side.width is not None:
-        widths = [side.width] * units
-    else:
-        widest = side.codes.reshape(BLOCK_TOKENS, units, unit).amax((0, 2)).tolist()
-        widths = [min(w for w in _WIDTHS if code < 2**w) for code in widest]
-    return torch.tensor([_WIDTHS[width] for width in widths]).T
+def _having(widths: list[int], plane: int) -> list[bool]:
+    """Which units have a plane."""
+    return [plane in _WIDTHS[width] for width in widths]
 
 
-def _plane_field(present: torch.Tensor) -> int:
+def _plane_field(widths: list[int]) -> int:
+    """The modes of planes A, C, B, H1, H2, A lowest."""
     field = 0
-    for plane, units in enumerate(present):
-        mode = tile.SPARSE if units.any() else tile.ABSENT
-        if units.numel() and units.all():
+    for place, plane in enumerate(_PLANES):
+        having = _having(widths, plane)
+        mode = tile.SPARSE if any(having) else tile.ABSENT
+        if any(having) and all(having):
             mode = tile.DENSE
-        field |= mode << 2 * plane
+        field |= mode << 2 * place
     return field
 
 
-def _bitmaps(present: torch.Tensor) -> bytes:
+def _bitmaps(widths: list[int]) -> bytes:
     bitmaps = b""
-    for units in present:
-        if units.any() and not units.all():
-            bits = np.packbits(units.numpy(), bitorder="little").tobytes()
+    for plane in _PLANES:
+        having = _having(widths, plane)
+        if any(having) and not all(having):
+            bits = np.packbits(having, bitorder="little").tobytes()
             bitmaps += bits + bytes(-len(bits) % 4)
     return bitmaps
 
@@ -179,8 +184,10 @@ def _minima(side: SideCodes | None) -> int:
 
 
 def _scales(side: SideCodes | None) -> int:
-    if side is None or (side.log_scales is None and side.scales is None):
+    if side is None:
         return tile.NO_SCALES
+    if side.steps is not None:
+        return tile.CHANNEL_STEPS
     return tile.LOG_SCALES if side.log_scales is not None else tile.FLOAT_SCALES
 
 
@@ -188,7 +195,7 @@ def _halves(rows: torch.Tensor) -> bytes:
     return rows.to(torch.float16).contiguous().numpy().astype("<f2").tobytes()
 
 
-def _side_parts(side: SideCodes, present: torch.Tensor, which: int) -> list[bytes]:
+def _side_parts(side: SideCodes, widths: list[int], which: int) -> list[bytes]:
     parts = []
     if side.minima is not None:
         dtype = "<i1" if _minima(side) == tile.INT8_MINIMA else "<i2"
@@ -198,18 +205,22 @@ def _side_parts(side: SideCodes, present: torch.Tensor, which: int) -> list[byte
     if side.scales is not None and side.zeros is not None:
         zeros = side.zeros.numpy().astype("<i2").tobytes()
         parts.append(side.scales.numpy().astype("<f4").tobytes() + zeros)
-    everywhere = torch.ones_like(present[:1])
-    planes = zip((tile.PLANE_A, *_PLANES), torch.cat([everywhere, present]), strict=True)
-    parts.append(b"".join(_plane(side.codes, plane, units, which) for plane, units in planes))
+    if side.steps is not None:
+        nibbles = (side.steps.numpy() & 15).astype("u1")
+        nibbles = np.append(nibbles, np.zeros(-len(nibbles) % 8, "u1"))
+        parts.append((nibbles[::2] | nibbles[1::2] << 4).tobytes())
+    parts.append(b"".join(_plane(side.codes, plane, widths, which) for plane in _PLANES))
     return parts
 
 
-def _plane(codes: torch.Tensor, plane: int, units: torch.Tensor, side: int) -> bytes:
+def _plane(codes: torch.Tensor, plane: int, widths: list[int], side: int) -> bytes:
     unit = _unit(side, codes.shape[1])
-    low, count = _bits_of(plane)
+    count = _bits_in(plane)
     word, bit = positions(side, unit, plane)
+    low = torch.tensor([_WIDTHS[w][plane] for w in widths if plane in _WIDTHS[w]], dtype=torch.long)
+    units = torch.tensor(_having(widths, plane))
     by_unit = codes.reshape(BLOCK_TOKENS, -1, unit).transpose(0, 1)[units]
-    shifted = ((by_unit >> low) & (2**count - 1)) << bit
+    shifted = ((by_unit >> low[:, None, None]) & (2**count - 1)) << bit
     pieces = torch.zeros(len(by_unit), 4 * unit * count // 2, dtype=torch.int64)
     # no two fields share a bit, so adding is putting together
     pieces.index_add_(1, word.reshape(-1), shifted.reshape(len(by_unit), BLOCK_TOKENS * unit))
@@ -220,25 +231,33 @@ def _integers(words: NDArray[np.uint32], dtype: str, count: int) -> torch.Tensor
     return torch.from_numpy(words.view(dtype)[:count].astype(np.int64))
 
 
-def _read_codes(words: NDArray[np.uint32], row: NDArray[np.int32], side: int) -> torch.Tensor:
+def _read_codes(
+    words: NDArray[np.uint32], row: NDArray[np.int32], side: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes [64, head_dim] and widths [units], both int64."""
     head_dim = int(row[tile.HEAD_DIM])
     unit = _unit(side, head_dim)
     units = head_dim // unit
     codes = torch.zeros(units, BLOCK_TOKENS, unit, dtype=torch.int64)
+    widths = torch.zeros(units, dtype=torch.int64)
     bitmap = int(row[side + tile.BITMAPS])
-    for plane in (tile.PLANE_A, *_PLANES):
-        mode = tile.DENSE
-        if plane != tile.PLANE_A:
-            mode = plane_mode(int(row[tile.FLAGS]), side, plane)
+    for plane in _PLANES:
+        mode = plane_mode(int(row[tile.FLAGS]), side, plane)
         present = [u for u in range(units) if mode == tile.DENSE]
         if mode == tile.SPARSE:
             present = [u for u in range(units) if words[bitmap + u // 32] >> (u % 32) & 1]
             bitmap += -(-units // 32)
-        low, count = _bits_of(plane)
+        count = _bits_in(plane)
         word, bit = positions(side, unit, plane)
         size = 4 * unit * count // 2
         start = int(row[side + plane])
         pieces = torch.from_numpy(words[start : start + len(present) * size].astype(np.int64))
         field = pieces.reshape(len(present), size)[:, word] >> bit & (2**count - 1)
-        codes[present] |= field << low
-    return codes.transpose(0, 1).reshape(BLOCK_TOKENS, head_dim)
+        # planes come by rising bits, but that C may follow A: then it holds bit 2
+        low = {tile.PLANE_B: 2, tile.PLANE_H1: 4, tile.PLANE_H2: 6}.get(plane, 0)
+        lows = torch.full((len(present),), low)
+        if plane == tile.PLANE_C:
+            lows = widths[present]
+        codes[present] |= field << lows[:, None, None]
+        widths[present] += count
+    return codes.transpose(0, 1).reshape(BLOCK_TOKENS, head_dim), widths

@@ -27,6 +27,7 @@ class Side(NamedTuple):
         widths: uint8 [units], bits of each unit.
         log_scales: uint8 [64], scale codes of rotated V.
         scale, zero: float32 [64], PackKV's.
+        steps: int8 [head_dim], hybrid's of K, by stored channel.
     """
 
     integers: NDArray[np.float32]
@@ -37,6 +38,7 @@ class Side(NamedTuple):
     log_scales: NDArray[np.uint8]
     scale: NDArray[np.float32]
     zero: NDArray[np.float32]
+    steps: NDArray[np.int8]
 
 
 @compiled
@@ -51,6 +53,7 @@ def new_side(head_dim: int, side: int) -> Side:
         np.empty(BLOCK_TOKENS, np.uint8),
         np.empty(BLOCK_TOKENS, np.float32),
         np.empty(BLOCK_TOKENS, np.float32),
+        np.empty(head_dim, np.int8),
     )
 
 
@@ -63,7 +66,7 @@ def side_flags(which: int, side: Side, fits: bool, has_minima: bool, scales: int
         side: its integers; `widths` and, if it has any, `minima` are read.
         fits: if not, the tile is raw.
         has_minima: whether minima are stored.
-        scales: NO_SCALES, LOG_SCALES or FLOAT_SCALES.
+        scales: LOG_SCALES, FLOAT_SCALES or CHANNEL_STEPS.
     """
     higher = 1 if which == _V_SIDE else 0
     if not fits:
@@ -72,7 +75,9 @@ def side_flags(which: int, side: Side, fits: bool, has_minima: bool, scales: int
     if has_minima:
         small = side.minima.min() >= -128 and side.minima.max() <= 127
         minima = tile.INT8_MINIMA if small else tile.INT16_MINIMA
-    flags = planes_of(side.widths) << tile.PLANES_V * higher
+    planes = planes_of(side.widths)
+    flags = planes >> 2 << tile.PLANES_V * higher
+    flags |= (planes & 3) << tile.PLANE_A_SHIFT + 2 * higher
     flags |= minima << tile.MINIMA_SHIFT + 2 * higher
     return flags | scales << tile.SCALES_SHIFT + 2 * higher
 
@@ -101,8 +106,8 @@ def write_section(
     row[tile.SINKS], row[tile.HEAD_DIM] = sinks, keys.shape[1]
     words[0] = flags
     words[1] = len(keys) | sinks << 8
-    end = write_bitmaps(words, 2, flags & 255, k_side.widths)
-    end = write_bitmaps(words, end, (flags >> tile.PLANES_V) & 255, v_side.widths)
+    end = write_bitmaps(words, 2, flags, _K_SIDE, k_side.widths)
+    end = write_bitmaps(words, end, flags, _V_SIDE, v_side.widths)
     length = lay_out(words, 0, row)
     words[end:length] = 0
     write_halves(words, row[tile.K_EXACT], keys[:sinks])
@@ -132,6 +137,8 @@ def _write_side(
         words[start : start + BLOCK_TOKENS // 4] = side.log_scales.view(np.uint32)
     elif scales == tile.FLOAT_SCALES:
         _write_float_scales(words, start, side.scale, side.zero)
+    elif scales == tile.CHANNEL_STEPS:
+        _write_steps(words, start, side.steps)
     write_planes(words, row, which, side.codes, side.widths)
 
 
@@ -144,6 +151,13 @@ def _write_float_scales(
     for t in range(BLOCK_TOKENS):
         bits = np.uint32(np.int32(zero[t])) & np.uint32(0xFFFF)
         words[start + BLOCK_TOKENS + t // 2] |= bits << np.uint32(16 * (t % 2))
+
+
+@compiled
+def _write_steps(words: NDArray[np.uint32], start: int, steps: NDArray[np.int8]) -> None:
+    """4 bits a channel, over zeros."""
+    for c in range(len(steps)):
+        words[start + c // 8] |= (np.uint32(steps[c]) & np.uint32(15)) << np.uint32(4 * (c % 8))
 
 
 @compiled

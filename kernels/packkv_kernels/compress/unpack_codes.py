@@ -10,13 +10,13 @@ lane = l4 and a column per channel (its halves are neighbouring tokens); field j
 import numpy as np
 from numpy.typing import NDArray
 
-from packkv_kernels.compress.scales import SCALES
+from packkv_kernels.compress.scales import SCALES, STEPS
 from packkv_kernels.compress.unpack_wide import add_wide_units
 from packkv_kernels.config import BLOCK_TOKENS
 from packkv_kernels.format import tile
 from packkv_kernels.format.compiled import compiled
 from packkv_kernels.format.layout import (
-    bitmap_words,
+    bitmap_of,
     piece_words,
     plane_mode,
     plane_word,
@@ -46,24 +46,27 @@ def unpack_codes(
 ) -> None:
     """Writes (code + minimum + zero) · scale of one side to out [64, head_dim]."""
     head_dim = descriptor[tile.HEAD_DIM]
-    low = np.empty(head_dim, np.float32)
+    low, step = np.empty(head_dim, np.float32), np.ones(head_dim, np.float32)
     zero = np.empty(BLOCK_TOKENS, np.float32)
     scale = np.empty(BLOCK_TOKENS, np.float32)
     _read_minima(words, base, descriptor, side, low)
     _read_scales(words, base, descriptor, side, levels, zero, scale)
+    if side_bits(descriptor[tile.FLAGS], side, tile.SCALES_SHIFT) == tile.CHANNEL_STEPS:
+        _read_steps(words, base, descriptor, side, low, step)
     lanes = 8 if side == _K_SIDE else 4
     fields = np.empty((2, lanes, 8 * head_dim // (2 * lanes)), np.uint32)
     _merge_planes(words, base, descriptor, side, fields)
     if plane_mode(descriptor[tile.FLAGS], side, tile.PLANE_H1) == tile.ABSENT:
-        _spread(fields, side, low, zero, scale, out)
+        _spread(fields, side, low, step, zero, scale, out)
         return
-    # codes add up as integers, exactly, before the one rounding of the scale
-    _spread(fields, side, low, zero, np.ones(BLOCK_TOKENS, np.float32), out)
+    # codes and minima add up exactly, before the one rounding of the scale
+    ones = np.ones(max(head_dim, BLOCK_TOKENS), np.float32)
+    _spread(fields, side, low, ones, zero, ones, out)
     add_wide_units(words, base, descriptor, side, out)
     for t in range(BLOCK_TOKENS):
         line = out[t]
         for c in range(head_dim):
-            line[c] *= scale[t]
+            line[c] *= scale[t] * step[c]
 
 
 @compiled
@@ -99,11 +102,11 @@ def _read_scales(
 ) -> None:
     kind = side_bits(descriptor[tile.FLAGS], side, tile.SCALES_SHIFT)
     start = base + descriptor[side + tile.SCALES]
-    if kind == tile.NO_SCALES:
+    if kind == tile.NO_SCALES or kind == tile.CHANNEL_STEPS:
         zero[:] = 0
         scale[:] = 1
     elif kind == tile.LOG_SCALES:
-        # 4, 8, 16 levels have their table at row 2, 3, 4
+        # 2, 4, 8, 16 levels have their table at row 1, 2, 3, 4
         table = SCALES[4 if levels == 16 else levels // 4 + 1]
         for t in range(BLOCK_TOKENS):
             code = (words[start + t // 4] >> np.uint32(8 * (t % 4))) & np.uint32(255)
@@ -117,6 +120,30 @@ def _read_scales(
 
 
 @compiled
+def _read_steps(
+    words: NDArray[np.uint32],
+    base: int,
+    descriptor: NDArray[np.int32],
+    side: int,
+    low: NDArray[np.float32],
+    step: NDArray[np.float32],
+) -> None:
+    """Reads the steps of all channels; their minima turn from quarter steps to steps."""
+    start = base + descriptor[side + tile.SCALES]
+    unit_channels = unit_of(len(step), side)
+    units = len(step) // unit_channels
+    in_b = plane_mode(descriptor[tile.FLAGS], side, tile.PLANE_B)
+    bitmap = bitmap_of(descriptor, side, tile.PLANE_B)
+    for c in range(len(step)):
+        # the four bits move to the top of the word, and come down with their sign
+        bits = np.int32(words[start + c // 8] << np.uint32(28 - 4 * (c % 8))) >> np.int32(28)
+        step[c] = STEPS[bits + 8]
+        unit = c // unit_channels
+        if not (plane_word(words, base, in_b, bitmap, units, unit // 32) >> unit % 32) & 1:
+            low[c] *= np.float32(0.25)
+
+
+@compiled
 def _merge_planes(
     words: NDArray[np.uint32],
     base: int,
@@ -124,28 +151,52 @@ def _merge_planes(
     side: int,
     fields: NDArray[np.uint32],
 ) -> None:
-    """Bits 0-3 of all codes: planes A, and C or B, as 4-bit fields [e, lane, column]."""
+    """Bits 0-3 of all codes: planes A, C and B, as 4-bit fields [e, lane, column]."""
     flags, head_dim = descriptor[tile.FLAGS], descriptor[tile.HEAD_DIM]
     units = head_dim // unit_of(head_dim, side)
     piece = piece_words(head_dim, side, tile.PLANE_A)
     a = base + descriptor[side + tile.PLANE_A]
     b = base + descriptor[side + tile.PLANE_B]
     c = base + descriptor[side + tile.PLANE_C]
-    in_c = plane_mode(flags, side, tile.PLANE_C)
-    in_b = plane_mode(flags, side, tile.PLANE_B)
-    bitmap = descriptor[side + tile.BITMAPS]
-    bitmap_b = bitmap + (bitmap_words(units) if in_c == tile.SPARSE else 0)
+    modes = (
+        plane_mode(flags, side, tile.PLANE_A),
+        plane_mode(flags, side, tile.PLANE_C),
+        plane_mode(flags, side, tile.PLANE_B),
+    )
+    bitmap_a = bitmap_of(descriptor, side, tile.PLANE_A)
+    bitmap_c = bitmap_of(descriptor, side, tile.PLANE_C)
+    bitmap_b = bitmap_of(descriptor, side, tile.PLANE_B)
     for unit in range(units):
-        bit = unit % 32
-        if (plane_word(words, base, in_c, bitmap, units, unit // 32) >> bit) & 1:
+        word, bit = unit // 32, unit % 32
+        has_a = (plane_word(words, base, modes[0], bitmap_a, units, word) >> bit) & 1
+        has_c = (plane_word(words, base, modes[1], bitmap_c, units, word) >> bit) & 1
+        has_b = (plane_word(words, base, modes[2], bitmap_b, units, word) >> bit) & 1
+        if has_a and has_c:
             _merge_three_bits(words[a : a + piece], words[c : c + piece // 2], unit, fields)
-            c += piece // 2
-        elif (plane_word(words, base, in_b, bitmap_b, units, unit // 32) >> bit) & 1:
+        elif has_b:
             _merge_four_bits(words[a : a + piece], words[b : b + piece], unit, fields)
-            b += piece
-        else:
+        elif has_a:
             _merge_two_bits(words[a : a + piece], unit, fields)
-        a += piece
+        elif has_c:
+            _merge_one_bit(words[c : c + piece // 2], unit, fields)
+        else:
+            columns = piece // fields.shape[1]
+            fields[:, :, unit * columns : (unit + 1) * columns] = 0
+        a += piece if has_a else 0
+        b += piece if has_b else 0
+        c += piece // 2 if has_c else 0
+
+
+@compiled
+def _merge_one_bit(c: NDArray[np.uint32], unit: int, fields: NDArray[np.uint32]) -> None:
+    lanes = fields.shape[1]
+    columns = 2 * len(c) // lanes
+    for lane in range(lanes):
+        for i in range(columns):
+            at = 2 * lane + (i >> 1) if columns == 4 else (3 * lane) & (lanes - 1)
+            word = c[at] >> np.uint32(2 * (i & 1))
+            fields[0, lane, unit * columns + i] = word & _ONES
+            fields[1, lane, unit * columns + i] = (word >> np.uint32(1)) & _ONES
 
 
 @compiled
@@ -194,11 +245,12 @@ def _spread(
     fields: NDArray[np.uint32],
     side: int,
     low: NDArray[np.float32],
+    step: NDArray[np.float32],
     zero: NDArray[np.float32],
     scale: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
-    """From 4-bit fields to (code + low + zero) · scale."""
+    """From 4-bit fields to (code + low + zero) · scale; K also · step."""
     for e in range(2):
         for lane in range(fields.shape[1]):
             row = fields[e, lane]
@@ -206,7 +258,7 @@ def _spread(
                 shift = np.uint32(4 * j)
                 if side == _K_SIDE:
                     t = 32 * e + 16 * (j >> 1) + 8 * (j & 1) + lane
-                    _spread_channel_pairs(row, shift, low, zero[t], scale[t], out[t])
+                    _spread_channel_pairs(row, shift, low, step, zero[t], scale[t], out[t])
                 else:
                     t = 32 * e + 16 * (j >> 1) + 4 * lane + 2 * (j & 1)
                     _spread_channels(row, shift, low, zero[t], scale[t], out[t])
@@ -233,6 +285,7 @@ def _spread_channel_pairs(
     row: NDArray[np.uint32],
     shift: np.uint32,
     low: NDArray[np.float32],
+    step: NDArray[np.float32],
     zero: np.float32,
     scale: np.float32,
     line: NDArray[np.float32],
@@ -241,5 +294,6 @@ def _spread_channel_pairs(
         word = row[i] >> shift
         first = np.int32(word & np.uint32(15))
         second = np.int32((word >> np.uint32(16)) & np.uint32(15))
-        line[2 * i] = (np.float32(first) + low[2 * i] + zero) * scale
-        line[2 * i + 1] = (np.float32(second) + low[2 * i + 1] + zero) * scale
+        line[2 * i] = (np.float32(first) + low[2 * i] + zero) * (scale * step[2 * i])
+        upper = np.float32(second) + low[2 * i + 1] + zero
+        line[2 * i + 1] = upper * (scale * step[2 * i + 1])

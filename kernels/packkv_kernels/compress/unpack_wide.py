@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from packkv_kernels.format import tile
 from packkv_kernels.format.compiled import compiled
 from packkv_kernels.format.layout import (
-    bitmap_words,
+    bitmap_of,
     piece_words,
     plane_mode,
     plane_word,
@@ -35,11 +35,8 @@ def add_wide_units(
     h2 = base + descriptor[side + tile.PLANE_H2]
     in_h1 = plane_mode(flags, side, tile.PLANE_H1)
     in_h2 = plane_mode(flags, side, tile.PLANE_H2)
-    bitmap = descriptor[side + tile.BITMAPS]
-    for plane in range(tile.PLANE_C, tile.PLANE_H1):
-        if plane_mode(flags, side, plane) == tile.SPARSE:
-            bitmap += bitmap_words(units)
-    bitmap_h2 = bitmap + (bitmap_words(units) if in_h1 == tile.SPARSE else 0)
+    bitmap = bitmap_of(descriptor, side, tile.PLANE_H1)
+    bitmap_h2 = bitmap_of(descriptor, side, tile.PLANE_H2)
     for unit in range(units):
         bit = unit % 32
         lines = out[:, unit * unit_channels : (unit + 1) * unit_channels]

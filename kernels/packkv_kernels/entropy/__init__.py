@@ -1,11 +1,20 @@
 """Entropy coding: the cold form of payloads, and KVComp as published. No torch in here.
 
-`to_cold` and `from_cold` turn a payload into fewer bytes and back; `KVCompConfig` and
-`KVCompSide` are the codec of the paper, for comparison.
+`to_cold` and `from_cold` turn a payload into fewer bytes and back, and `cold_gain_s_per_byte` says
+when that pays; `KVCompConfig` and `KVCompSide` are the codec of the paper, for comparison.
 """
 
 from packkv_kernels.entropy.codebook import Codebook
 from packkv_kernels.entropy.cold import from_cold, to_cold
 from packkv_kernels.entropy.kvcomp import KVCompConfig, KVCompSide
+from packkv_kernels.entropy.worth import ColdRates, cold_gain_s_per_byte
 
-__all__ = ["Codebook", "KVCompConfig", "KVCompSide", "from_cold", "to_cold"]
+__all__ = [
+    "Codebook",
+    "ColdRates",
+    "KVCompConfig",
+    "KVCompSide",
+    "cold_gain_s_per_byte",
+    "from_cold",
+    "to_cold",
+]

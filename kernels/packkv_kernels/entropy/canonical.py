@@ -32,32 +32,54 @@ def limit_lengths(counts: NDArray[np.int64], limit: int, lengths: NDArray[np.uin
         lengths: [symbols], overwritten; 0 where the count is 0. A lone symbol gets one bit.
     """
     lengths[:] = 0
-    order = np.argsort(counts, kind="mergesort")
-    order = order[len(counts) - np.count_nonzero(counts) :]
+    order = _by_count(counts)
     n = len(order)
     if n < 2:
         lengths[order] = 1
         return
+    leaves = counts[order]
     is_leaf = np.zeros((limit, 2 * n), np.bool_)
-    list_before = np.empty(0, np.int64)
+    below, merged = np.empty((2, 2 * n), np.int64)
+    size = 0
     for level in range(limit):
-        list_before = _merge(counts[order], list_before, is_leaf[level])
+        size = _merge(leaves, below[:size], is_leaf[level], merged)
+        below, merged = merged, below
     wanted = 2 * n - 2
     for level in range(limit - 1, -1, -1):
-        leaves = int(np.count_nonzero(is_leaf[level, :wanted]))
-        lengths[order[:leaves]] += np.uint8(1)
-        wanted = 2 * (wanted - leaves)
+        taken = int(np.count_nonzero(is_leaf[level, :wanted]))
+        for symbol in order[:taken]:
+            lengths[symbol] += np.uint8(1)
+        wanted = 2 * (wanted - taken)
+
+
+@compiled
+def _by_count(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Symbols with a count, seldom ones first, lower ones before higher ones."""
+    order = np.flatnonzero(counts)
+    if len(order) > 64:
+        return order[np.argsort(counts[order], kind="mergesort")]
+    # by insertion: alphabets of cold coding are small, and there are many
+    for i in range(1, len(order)):
+        symbol, at = order[i], i
+        while at and counts[order[at - 1]] > counts[symbol]:
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = symbol
+    return order
 
 
 @compiled
 def _merge(
-    leaves: NDArray[np.int64], below: NDArray[np.int64], is_leaf: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+    leaves: NDArray[np.int64],
+    below: NDArray[np.int64],
+    is_leaf: NDArray[np.bool_],
+    merged: NDArray[np.int64],
+) -> int:
     """Leaves and pairs of neighbours of the list below, both ascending, as one ascending list."""
     pairs = len(below) // 2
-    merged = np.empty(len(leaves) + pairs, np.int64)
+    size = len(leaves) + pairs
     leaf, pair = 0, 0
-    for at in range(len(merged)):
+    for at in range(size):
         weight = below[2 * pair] + below[2 * pair + 1] if pair < pairs else np.int64(0)
         is_leaf[at] = pair == pairs or (leaf < len(leaves) and leaves[leaf] <= weight)
         if is_leaf[at]:
@@ -66,7 +88,7 @@ def _merge(
         else:
             merged[at] = weight
             pair += 1
-    return merged
+    return size
 
 
 @compiled

@@ -5,49 +5,123 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from packkv_kernels.entropy.cold_lanes import coded_words, decode_side
-from packkv_kernels.entropy.cold_side import side_start, side_words
-from packkv_kernels.entropy.tables import DecodeTables
+from packkv_kernels.entropy.cold_heads import HEAD_WORDS, read_head, read_parts
+from packkv_kernels.entropy.cold_lanes import decode_side
+from packkv_kernels.entropy.cold_side import (
+    FLOAT_SCALE_WORDS,
+    LANES,
+    SIDES,
+    has_float_scales,
+    side_start,
+    side_words,
+)
 from packkv_kernels.format import tile
 from packkv_kernels.format.compiled import compiled
 from packkv_kernels.format.layout import is_raw, lay_out_bitmaps
 from packkv_kernels.format.proof import prove_head
 
-__all__ = ["decode_sections", "prove_heads"]
+__all__ = ["AT", "PART_WORDS", "WIDTHS_AT", "decode_sections", "place_sections", "prove_heads"]
 
-_SIZE: Final = (1 << 30) - 1  # what of a section's size is its words
+# What is known of a cold section, int64: whether K and V are coded and share their scales; the bit
+# of its head at which widths begin; its first word; the first words of its scales of four bytes.
+_SHARED: Final = 2
+WIDTHS_AT: Final = 4
+AT: Final = 5
+_SCALES_AT: Final = 6
+PART_WORDS: Final = 8
 
 
 @compiled
 def prove_heads(
     cold: NDArray[np.uint32],
-    starts: NDArray[np.int64],
-    sizes: NDArray[np.uint32],
+    length: int,
     codec: int,
     extent: NDArray[np.int32],
+    k_tables: NDArray[np.uint16],
+    v_tables: NDArray[np.uint16],
     descriptors: NDArray[np.int32],
-) -> tuple[int, int]:
-    """Proves the heads of cold sections, which are those of the sections themselves.
+    parts: NDArray[np.int64],
+) -> tuple[int, int, int]:
+    """Reads and proves the heads of all sections, which lie at the front of `cold`.
 
     Args:
-        cold: cold words, with SLACK_WORDS more at their end.
-        starts: first word of each section.
-        sizes: words | K is coded << 30 | V is coded << 31.
+        cold: words, and HEAD_ROOM more.
+        length: how many words there are.
         codec: HYBRID or PACKKV.
         extent: int32 [3], tokens, sinks and head_dim.
+        k_tables, v_tables: decode tables.
         descriptors: int32 [sections, DESCRIPTOR_WORDS], overwritten.
+        parts: int64 [sections, PART_WORDS], overwritten but for where sections are.
 
     Returns:
-        (number of the fault, section it is in); fault 0: all are sound.
+        (number of the fault or −1 if heads do not end in time, section it is in, bits of all
+        heads); fault 0: all are sound.
     """
-    for i in range(len(starts)):
+    head = np.empty(HEAD_WORDS, np.uint32)
+    at, flags = 0, np.int32(0)
+    for i in range(len(descriptors)):
         row = descriptors[i]
         row[:] = 0
+        row[tile.FLAGS] = flags
         row[tile.TOKENS], row[tile.SINKS], row[tile.HEAD_DIM] = extent
-        fault = prove_head(cold, starts[i], int(np.int64(sizes[i]) & _SIZE), codec, row)
+        at = read_parts(cold, at, row, parts[i])
+        flags = row[tile.FLAGS]
+        parts[i, WIDTHS_AT] = at
+        at = read_head(cold, at, row, k_tables, v_tables, head)
+        if at > 32 * length:
+            return -1, i, at
+        fault = prove_head(head, 0, HEAD_WORDS, codec, row)
         if fault:
-            return fault, i
-    return 0, 0
+            return fault, i, at
+    return 0, 0, at
+
+
+@compiled
+def place_sections(
+    descriptors: NDArray[np.int32], lanes: NDArray[np.int64], start: int, parts: NDArray[np.int64]
+) -> int:
+    """Says where each cold section lies, and where its token scales of four bytes do.
+
+    Args:
+        descriptors: with proven heads.
+        lanes: [sections, LANES], bits of each lane.
+        start: first word of the first section.
+        parts: int64 [sections, PART_WORDS], filled in.
+
+    Returns:
+        The end of the last, in words; −1 if a raw side is coded, a plain section has lanes, or
+        scales are shared with none.
+    """
+    at = start
+    for i in range(len(descriptors)):
+        row = descriptors[i]
+        parts[i, AT] = at
+        at += side_start(row, tile.K_SIDE) - row[tile.K_EXACT]
+        for s in range(2):
+            side, is_coded, is_shared = SIDES[s], parts[i, s], parts[i, _SHARED + s]
+            if is_coded and is_raw(row[tile.FLAGS], side):
+                return -1
+            parts[i, _SCALES_AT + s] = -1
+            if has_float_scales(row, side):
+                own = at if is_coded else at + row[side + tile.SCALES] - side_start(row, side)
+                before = parts[i - 1, _SCALES_AT + s] if i else -1
+                parts[i, _SCALES_AT + s] = before if is_shared else own
+                if is_shared and before < 0:
+                    return -1
+            at += _plain_words(row, side, is_coded, is_shared)
+        bits = lanes[i].sum()
+        if bits and not (parts[i, 0] or parts[i, 1]):
+            return -1
+        at += (bits + 31) // 32
+    return int(at)
+
+
+@compiled
+def _plain_words(row: NDArray[np.int32], side: int, is_coded: int, is_shared: int) -> int:
+    """How many words of a side are as they are."""
+    if not is_coded:
+        return side_words(row, side)
+    return FLOAT_SCALE_WORDS if has_float_scales(row, side) and not is_shared else 0
 
 
 @compiled
@@ -55,63 +129,85 @@ def decode_sections(
     start: int,
     stop: int,
     cold: NDArray[np.uint32],
-    starts: NDArray[np.int64],
-    sizes: NDArray[np.uint32],
+    parts: NDArray[np.int64],
+    lanes: NDArray[np.int64],
     descriptors: NDArray[np.int32],
-    tables: tuple[DecodeTables, DecodeTables],
+    k_tables: NDArray[np.uint16],
+    v_tables: NDArray[np.uint16],
     words: NDArray[np.uint32],
     bases: NDArray[np.int64],
 ) -> int:
     """Decodes sections start … stop.
 
     Args:
-        cold, starts, sizes, descriptors: with proven heads.
-        tables: of K and V.
+        cold: words, and SLACK_WORDS more.
+        parts, lanes, descriptors: with proven heads and known places.
+        k_tables, v_tables: decode tables.
         words: zeros, overwritten with the sections.
         bases: first word of each section in `words`.
 
     Returns:
         The first section whose cold words do not add up, −1 if all do.
     """
+    head = np.empty(HEAD_WORDS, np.uint32)
     for i in range(start, stop):
         row = descriptors[i]
-        end = starts[i] + (np.int64(sizes[i]) & _SIZE)
-        coded = int(np.int64(sizes[i])) >> 30
         section = words[bases[i] : bases[i] + row[tile.WORDS]]
-        if not _decode_section(cold, starts[i], end, coded, row, tables, section):
+        read_head(cold, parts[i, WIDTHS_AT], row, k_tables, v_tables, head)
+        end = lay_out_bitmaps(row)
+        section[:end] = head[:end]
+        at = _copy_plain(cold, parts[i], row, section)
+        if not _decode_lanes(cold, at, lanes[i], parts[i], row, k_tables, v_tables, section):
             return i
     return -1
 
 
 @compiled
-def _decode_section(
+def _copy_plain(
+    cold: NDArray[np.uint32],
+    parts: NDArray[np.int64],
+    row: NDArray[np.int32],
+    section: NDArray[np.uint32],
+) -> int:
+    """Copies what is not coded; returns where the lanes begin."""
+    at = parts[AT]
+    exact = side_start(row, tile.K_SIDE) - row[tile.K_EXACT]
+    section[row[tile.K_EXACT] :][:exact] = cold[at : at + exact]
+    at += exact
+    for s in range(2):
+        if not parts[s]:
+            room = side_words(row, SIDES[s])
+            section[side_start(row, SIDES[s]) :][:room] = cold[at : at + room]
+            at += room
+        elif parts[_SCALES_AT + s] >= 0:
+            source = cold[parts[_SCALES_AT + s] :][:FLOAT_SCALE_WORDS]
+            section[row[SIDES[s] + tile.SCALES] :][:FLOAT_SCALE_WORDS] = source
+            at += 0 if parts[_SHARED + s] else FLOAT_SCALE_WORDS
+    return int(at)
+
+
+@compiled
+def _decode_lanes(
     cold: NDArray[np.uint32],
     start: int,
-    end: int,
-    coded: int,
+    lanes: NDArray[np.int64],
+    parts: NDArray[np.int64],
     row: NDArray[np.int32],
-    tables: tuple[DecodeTables, DecodeTables],
+    k_tables: NDArray[np.uint16],
+    v_tables: NDArray[np.uint16],
     section: NDArray[np.uint32],
 ) -> bool:
-    head = lay_out_bitmaps(row)
-    exact = side_start(row, tile.K_SIDE) - row[tile.K_EXACT]
-    at = start + head + exact
-    if at > end:
-        return False
-    section[:head] = cold[start : start + head]
-    section[row[tile.K_EXACT] :][:exact] = cold[start + head : at]
+    """Decodes the coded sides; False if they do not fill the lanes to the bit."""
+    at, ends = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    bit = 32 * start
+    for lane in range(LANES):
+        at[lane] = bit
+        bit += lanes[lane]
+        ends[lane] = bit
+    if bit & 31 and cold[bit >> 5] >> np.uint32(bit & 31):
+        return False  # what fills the last word is not 0
     for s in range(2):
-        side = tile.K_SIDE if s == 0 else tile.V_SIDE
-        is_coded = (coded >> s) & 1
-        if is_coded and is_raw(row[tile.FLAGS], side):
+        tables = k_tables if s == 0 else v_tables
+        if parts[s] and not decode_side(cold, at, ends, section, row, s, tables):
             return False
-        room = side_words(row, side)
-        count = coded_words(cold, at, row, side) if is_coded else room
-        if at + count > end:
-            return False
-        if not is_coded:
-            section[side_start(row, side) :][:room] = cold[at : at + count]
-        elif not decode_side(cold, at, section, row, side, tables[s]):
-            return False
-        at += count
-    return bool(at == end)
+    return bool((at == ends).all())

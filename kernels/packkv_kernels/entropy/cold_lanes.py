@@ -1,4 +1,4 @@
-"""Cold words back to one side of a section, compiled; any words decode to something in bounds."""
+"""Lanes of a cold section back to its sides, compiled; any bits decode to something in bounds."""
 
 from typing import Final
 
@@ -8,96 +8,88 @@ from numpy.typing import NDArray
 from packkv_kernels.compress.pack_codes import write_planes
 from packkv_kernels.config import BLOCK_TOKENS
 from packkv_kernels.entropy.bits import peek, put
-from packkv_kernels.entropy.channels import ESCAPE, level_of, low_bits, read_widths, unfold
-from packkv_kernels.entropy.cold_side import (
-    FLOAT_SCALE_WORDS,
-    LANES,
-    predicted_minimum,
+from packkv_kernels.entropy.channels import (
+    level_of,
+    low_bits,
+    plain_bits,
+    read_widths,
+    unfold_symbol,
     width_number,
 )
-from packkv_kernels.entropy.tables import TABLE_BITS, DecodeTables
+from packkv_kernels.entropy.cold_side import LANES, SIDES, predicted_minimum
+from packkv_kernels.entropy.places import LEVELS, MAX_PLACES, PLACES, bits_of, group_of
+from packkv_kernels.entropy.tables import (
+    CLASS_ROWS,
+    MINIMUM_ROWS,
+    PLACE_SHIFT,
+    SCALE_ROW,
+    STEP_ROWS,
+    SYMBOL_MASK,
+    TABLE_BITS,
+)
 from packkv_kernels.format import tile
 from packkv_kernels.format.compiled import compiled
 from packkv_kernels.format.layout import side_bits, unit_of
 
-__all__ = ["SLACK_WORDS", "coded_words", "decode_side"]
+__all__ = ["SLACK_WORDS", "decode_side"]
 
-# A channel has at most 64 codes of 8 + 4 bits, its class and its minimum; it is read before the
-# end of its lane is looked at, and may start in the last word.
-SLACK_WORDS: Final = 4 * (64 * 12 // 32 + 4)
+# What is read before the end of a lane is looked at, which may be begun in the last word: token
+# scales, and a channel of 64 codes of 8 + 4 bits, its class, minimum and step.
+SLACK_WORDS: Final = 128
 
 _INDEX: Final = np.uint64((1 << TABLE_BITS) - 1)
-_SYMBOL: Final = 0xFFF
-
-
-@compiled
-def _lanes_start(at: int, row: NDArray[np.int32], side: int) -> int:
-    """Where the lanes of a coded side begin: after their lengths and scales of four bytes."""
-    scales = side_bits(row[tile.FLAGS], side, tile.SCALES_SHIFT)
-    return at + 2 + (FLOAT_SCALE_WORDS if scales == tile.FLOAT_SCALES else 0)
-
-
-@compiled
-def _lane_bits(cold: NDArray[np.uint32], at: int, lane: int) -> int:
-    return int(np.int64(cold[at + lane // 2] >> np.uint32(16 * (lane % 2))) & 0xFFFF)
-
-
-@compiled
-def coded_words(cold: NDArray[np.uint32], at: int, row: NDArray[np.int32], side: int) -> int:
-    """How many words a coded side takes by what it says itself."""
-    bits = 0
-    for lane in range(LANES):
-        bits += _lane_bits(cold, at, lane)
-    return _lanes_start(at, row, side) - at + (bits + 31) // 32
+_PLACE_MASK: Final = 31
 
 
 @compiled
 def decode_side(
     cold: NDArray[np.uint32],
-    start: int,
+    at: NDArray[np.int64],
+    ends: NDArray[np.int64],
     words: NDArray[np.uint32],
     row: NDArray[np.int32],
-    side: int,
-    tables: DecodeTables,
+    s: int,
+    tables: NDArray[np.uint16],
 ) -> bool:
-    """Decodes one side into its section; False if the lanes are not filled to the bit.
+    """Decodes one side into its section; False if a lane ends before it.
 
     Args:
-        cold: cold words, with SLACK_WORDS more at their end.
-        start: where the side begins in `cold`; its lanes lie inside.
-        words: the section, zeros but for its head.
+        cold: words, and SLACK_WORDS more.
+        at: [LANES], next bit of each lane, moved on.
+        ends: [LANES], of each lane.
+        words: the section, zeros but for its head and, if it has any, scales of four bytes.
         row: its descriptor, of a proven head.
-        side: K_SIDE or V_SIDE.
+        s: 0 for K, 1 for V.
         tables: of the side.
     """
-    begin = _lanes_start(start, row, side)
-    scales = side_bits(row[tile.FLAGS], side, tile.SCALES_SHIFT)
-    if scales == tile.FLOAT_SCALES:
-        words[row[side + tile.SCALES] :][:FLOAT_SCALE_WORDS] = cold[start + 2 : begin]
-    at, ends = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
-    bit = 32 * begin
-    for lane in range(LANES):
-        at[lane] = bit
-        bit += _lane_bits(cold, start, lane)
-        ends[lane] = bit
-    if bit & 31 and cold[bit >> 5] >> np.uint32(bit & 31):
-        return False  # what fills the last word is not 0
-    if scales == tile.LOG_SCALES:
-        at[0] = _read_scales(cold, at[0], words, row, side, tables.scales)
-    codes = np.zeros((BLOCK_TOKENS, row[tile.HEAD_DIM]), np.uint8)
+    side = SIDES[s]
+    if side_bits(row[tile.FLAGS], side, tile.SCALES_SHIFT) == tile.LOG_SCALES:
+        at[0] = _read_scales(cold, at[0], words, row, side, tables[SCALE_ROW])
+    # symbols of several codes may reach beyond the last token
+    codes = np.zeros((BLOCK_TOKENS + 3, row[tile.HEAD_DIM]), np.uint8)
     widths = np.empty(row[tile.HEAD_DIM] // unit_of(row[tile.HEAD_DIM], side), np.uint8)
     read_widths(words, 0, row, side, widths)
-    if not _read_channels(cold, at, ends, words, row, side, widths, tables, codes):
+    if not _read_channels(cold, at, ends, words, row, s, widths, tables, codes):
         return False
-    write_planes(words, row, side, codes, widths)
+    codes[row[tile.TOKENS] :] = 0
+    write_planes(words, row, side, codes[:BLOCK_TOKENS], widths)
     return True
 
 
 @compiled
-def _read_small(cold: NDArray[np.uint32], at: int, table: NDArray[np.uint16]) -> tuple[int, int]:
-    """Symbol of a small integer, and the next bit; what follows an escape is the caller's."""
+def _read_symbol(cold: NDArray[np.uint32], at: int, table: NDArray[np.uint16]) -> tuple[int, int]:
+    """A symbol and the next bit."""
     found = int(np.int64(table[peek(cold, at) & _INDEX]))
-    return found & _SYMBOL, at + (found >> 12)
+    return found & SYMBOL_MASK, at + (found >> 12)
+
+
+@compiled
+def _read_small(cold: NDArray[np.uint32], at: int, table: NDArray[np.uint16]) -> tuple[int, int]:
+    """A small integer and the next bit."""
+    symbol, at = _read_symbol(cold, at, table)
+    count = plain_bits(symbol)
+    low = int(np.int64(peek(cold, at))) & ((1 << count) - 1)
+    return unfold_symbol(symbol, low), at + count
 
 
 @compiled
@@ -113,12 +105,8 @@ def _read_scales(
     mean = int(np.int64(peek(cold, at) & np.uint64(255)))
     at += 8
     for t in range(row[tile.SINKS], row[tile.TOKENS]):
-        symbol, at = _read_small(cold, at, table)
-        scale = mean + unfold(symbol)
-        if symbol == ESCAPE:
-            scale = int(np.int64(peek(cold, at) & np.uint64(255)))
-            at += 8
-        words[start + t // 4] |= np.uint32((scale & 255) << 8 * (t % 4))
+        difference, at = _read_small(cold, at, table)
+        words[start + t // 4] |= np.uint32(((mean + difference) & 255) << 8 * (t % 4))
     return at
 
 
@@ -129,109 +117,156 @@ def _read_channels(
     ends: NDArray[np.int64],
     words: NDArray[np.uint32],
     row: NDArray[np.int32],
-    side: int,
+    s: int,
     widths: NDArray[np.uint8],
-    tables: DecodeTables,
+    tables: NDArray[np.uint16],
     codes: NDArray[np.uint8],
 ) -> bool:
-    """Minima and codes of all channels, a channel from each lane at a time."""
+    """Minima, steps and codes of all channels, a channel from each lane at a time."""
     head_dim = row[tile.HEAD_DIM]
-    unit = unit_of(head_dim, side)
-    classes = np.empty(LANES, np.int64)
-    flat = tables.codes.reshape(-1)
+    unit = unit_of(head_dim, SIDES[s])
+    classes, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    first, count = row[tile.SINKS], row[tile.TOKENS] - row[tile.SINKS]
+    lines, flat = codes.view(np.uint32), tables.reshape(-1)
     for c in range(0, head_dim, LANES):
         if (at > ends).any():
             return False
-        cut = 0
         for lane in range(LANES):
-            width = width_number(widths[(c + lane) // unit])
-            symbol, at[lane] = _read_small(cold, at[lane], tables.classes[width])
+            width = int(widths[(c + lane) // unit])
+            symbol = 0
+            if width:
+                class_table = tables[CLASS_ROWS + width_number(width)]
+                symbol, at[lane] = _read_symbol(cold, at[lane], class_table)
             classes[lane] = symbol
-            cut |= low_bits(symbol)
-            at[lane] = _read_minimum(
-                cold, at[lane], words, row, side, c + lane, symbol, tables.minima
+            at[lane] = _read_side_numbers(
+                cold, at[lane], words, row, SIDES[s], c + lane, width, symbol, tables
             )
-        target = codes[row[tile.SINKS] : row[tile.TOKENS], c : c + LANES]
-        if cut:
-            for lane in range(LANES):
-                at[lane] = _read_wide(cold, at[lane], flat, classes[lane], target[:, lane])
-        else:
-            _read_narrow(cold, at, flat, classes, target)
-    return bool((at == ends).all())
+        if _are_alike(classes):
+            _read_four(cold, at, flat, s, classes, count, lines[first:, c // LANES])
+            continue
+        places[:] = PLACES[s] // 2
+        for token in range(0, count, LANES):
+            row_codes = codes[first + token :, c : c + LANES]
+            left = min(count - token, LANES)
+            _read_mixed(cold, at, flat, classes, places, left, row_codes)
+    return bool((at <= ends).all())
 
 
 @compiled
-def _read_minimum(
+def _are_alike(classes: NDArray[np.int64]) -> bool:
+    """Whether classes have as many codes to a symbol, and no low bits."""
+    alike = True
+    for channel_class in classes:
+        alike &= channel_class < LEVELS and group_of(channel_class) == group_of(classes[0])
+    return alike
+
+
+@compiled
+def _read_side_numbers(
     cold: NDArray[np.uint32],
     at: int,
     words: NDArray[np.uint32],
     row: NDArray[np.int32],
     side: int,
     c: int,
+    width: int,
     channel_class: int,
-    table: NDArray[np.uint16],
+    tables: NDArray[np.uint16],
 ) -> int:
-    """Minimum of channel `c` into its section, if the side has any; returns the next bit."""
-    width = 8 * side_bits(row[tile.FLAGS], side, tile.MINIMA_SHIFT)
-    if width == 0:
-        return at
-    symbol, at = _read_small(cold, at, table)
-    minimum = predicted_minimum(channel_class) + unfold(symbol)
-    if symbol == ESCAPE:
-        minimum = int(np.int64(peek(cold, at) & np.uint64(0xFFFF)))
-        at += 16
-    put(words, 32 * row[side + tile.MINIMA] + width * c, minimum & ((1 << width) - 1), width)
+    """Step and minimum of channel `c` into its section, if the side has them; the next bit."""
+    flags, number = row[tile.FLAGS], width_number(width)
+    has_steps = side_bits(flags, side, tile.SCALES_SHIFT) == tile.CHANNEL_STEPS
+    bits = 8 * side_bits(flags, side, tile.MINIMA_SHIFT)
+    if has_steps:
+        step, at = _read_symbol(cold, at, tables[STEP_ROWS + number])
+        put(words, 32 * row[side + tile.SCALES] + 4 * c, (step - 8) & 15, 4)
+    if bits:
+        surprise, at = _read_small(cold, at, tables[MINIMUM_ROWS + number])
+        minimum = predicted_minimum(width, channel_class, has_steps) + surprise
+        put(words, 32 * row[side + tile.MINIMA] + bits * c, minimum & ((1 << bits) - 1), bits)
     return at
 
 
 @compiled
-def _read_narrow(
+def _read_four(
     cold: NDArray[np.uint32],
     at: NDArray[np.int64],
     flat: NDArray[np.uint16],
+    s: int,
     levels: NDArray[np.int64],
-    out: NDArray[np.uint8],
+    count: int,
+    out: NDArray[np.uint32],
 ) -> None:
-    """Codes [tokens, 4] of four channels whose classes are their levels."""
+    """`count` codes of four channels whose classes are their levels, with as many to a symbol.
+
+    Args:
+        cold, at: as for `decode_side`.
+        flat: the side's decode tables, one after the other.
+        s: 0 for K, 1 for V.
+        levels: [LANES].
+        count: codes of a channel.
+        out: [≥ count + 3], the codes of a token in a word; up to three more are overwritten.
+    """
     a0, a1, a2, a3 = at
-    l0, l1, l2, l3 = levels << (4 + TABLE_BITS)
-    b0, b1, b2, b3 = levels // 2
-    tokens = len(out)
-    for first in range(0, tokens, 4):
+    l0, l1, l2, l3 = (levels * MAX_PLACES) << TABLE_BITS
+    p0 = p1 = p2 = p3 = np.int64((PLACES[s] // 2) << TABLE_BITS)
+    group, bits = group_of(levels[0]), bits_of(levels[0])
+    mask = np.uint32(0x01010101 * ((1 << bits) - 1))
+    for first in range(0, count, 4 * group):
         # four codewords of 8 bits are never more than what is peeked
         w0, w1, w2, w3 = peek(cold, a0), peek(cold, a1), peek(cold, a2), peek(cold, a3)
-        for t in range(first, min(first + 4, tokens)):
-            f0 = np.int64(flat[l0 + (b0 << TABLE_BITS) + np.int64(w0 & _INDEX)])
-            f1 = np.int64(flat[l1 + (b1 << TABLE_BITS) + np.int64(w1 & _INDEX)])
-            f2 = np.int64(flat[l2 + (b2 << TABLE_BITS) + np.int64(w2 & _INDEX)])
-            f3 = np.int64(flat[l3 + (b3 << TABLE_BITS) + np.int64(w3 & _INDEX)])
-            b0, b1, b2, b3 = f0 & _SYMBOL, f1 & _SYMBOL, f2 & _SYMBOL, f3 & _SYMBOL
+        for t in range(first, min(first + 4 * group, count), group):
+            f0 = np.int64(flat[l0 + p0 + np.int64(w0 & _INDEX)])
+            f1 = np.int64(flat[l1 + p1 + np.int64(w1 & _INDEX)])
+            f2 = np.int64(flat[l2 + p2 + np.int64(w2 & _INDEX)])
+            f3 = np.int64(flat[l3 + p3 + np.int64(w3 & _INDEX)])
+            line = np.uint32(f0 & 15 | (f1 & 15) << 8 | (f2 & 15) << 16 | (f3 & 15) << 24)
+            for i in range(group):
+                out[t + i] = (line >> np.uint32(i * bits)) & mask
+            p0, p1, p2, p3 = _place(f0), _place(f1), _place(f2), _place(f3)
             f0, f1, f2, f3 = f0 >> 12, f1 >> 12, f2 >> 12, f3 >> 12
             w0, w1 = w0 >> np.uint64(f0), w1 >> np.uint64(f1)
             w2, w3 = w2 >> np.uint64(f2), w3 >> np.uint64(f3)
             a0, a1, a2, a3 = a0 + f0, a1 + f1, a2 + f2, a3 + f3
-            line = out[t]
-            line[0], line[1], line[2], line[3] = b0, b1, b2, b3
     at[0], at[1], at[2], at[3] = a0, a1, a2, a3
 
 
 @compiled
-def _read_wide(
+def _place(found: np.int64) -> np.int64:
+    """The place of a table entry, as what it adds to the index of an entry."""
+    return ((found >> PLACE_SHIFT) & _PLACE_MASK) << TABLE_BITS
+
+
+@compiled
+def _read_mixed(
     cold: NDArray[np.uint32],
-    at: int,
+    at: NDArray[np.int64],
     flat: NDArray[np.uint16],
-    channel_class: int,
+    classes: NDArray[np.int64],
+    places: NDArray[np.int64],
+    count: int,
     out: NDArray[np.uint8],
-) -> int:
-    """Codes [tokens] of one channel, each with its low bits behind its codeword."""
-    low, level = low_bits(channel_class), level_of(channel_class)
-    table = level << (4 + TABLE_BITS)
-    before = level // 2
-    mask = np.uint64((1 << low) - 1)
-    for t in range(len(out)):
-        bits = peek(cold, at)
-        found = int(np.int64(flat[table + (before << TABLE_BITS) + np.int64(bits & _INDEX)]))
-        before, length = found & _SYMBOL, found >> 12
-        out[t] = before << low | int(np.int64((bits >> np.uint64(length)) & mask))
-        at += length + low
-    return at
+) -> None:
+    """The next `count` ≤ 4 codes of four channels of any class, each with its low bits behind it.
+
+    Args:
+        cold, at, flat: as for `_read_four`.
+        classes: [LANES].
+        places: [LANES], of the channels, moved on.
+        count: codes of a channel.
+        out: [≥ count + 3, LANES].
+    """
+    for lane in range(LANES):
+        low, level = low_bits(classes[lane]), level_of(classes[lane])
+        group, bits = group_of(level), bits_of(level)
+        bit, place, start = at[lane], places[lane] << TABLE_BITS, level * MAX_PLACES << TABLE_BITS
+        for t in range(0, count, group):
+            word = peek(cold, bit)
+            found = np.int64(flat[start + place + np.int64(word & _INDEX)])
+            symbol, length = int(found & 15), int(found >> 12)
+            place = _place(found)
+            plain = int(np.int64(word >> np.uint64(length))) & ((1 << low) - 1)
+            for i in range(group):
+                out[t + i, lane] = ((symbol >> (i * bits)) & ((1 << bits) - 1)) << low | plain
+            bit += length + low
+        at[lane], places[lane] = bit, place >> TABLE_BITS

@@ -1,26 +1,36 @@
 """The code tables of one side of a cold payload: counted, built, written in a few hundred bytes.
 
-Nothing else is needed to read them: each is a canonical code, given by its lengths of 1 to 8 bits.
+A table is a row of symbols. All tables of a side lie in one array [ROWS, MAX_SYMBOLS] of counts,
+lengths or codewords, and where a row begins says what it is for. Nothing but the lengths travels:
+each table is a canonical code, given by its lengths of 1 to 8 bits.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from packkv_kernels.entropy.canonical import codewords, decode_table, is_complete, limit_lengths
-from packkv_kernels.entropy.channels import CLASSES, LEVELS, SMALL, WIDTHS, class_count
+from packkv_kernels.entropy.channels import CLASSES, SMALL, WIDTHS, class_count
+from packkv_kernels.entropy.places import LEVELS, MAX_PLACES, NEXT_PLACE, PLACES, top_of
 from packkv_kernels.errors import PayloadError
 from packkv_kernels.format.compiled import compiled
 
 __all__ = [
+    "CLASS_ROWS",
+    "MAX_SYMBOLS",
+    "MINIMUM_ROWS",
+    "PLACE_SHIFT",
+    "SCALE_ROW",
+    "STEP_ROWS",
+    "SYMBOL_MASK",
     "TABLE_BITS",
-    "DecodeTables",
-    "SideTables",
+    "WIDTH_ROWS",
     "build_tables",
+    "code_row",
     "decode_tables",
     "encode_tables",
-    "new_tables",
+    "new_counts",
     "read_tables",
     "tables_bytes",
 ]
@@ -28,184 +38,176 @@ __all__ = [
 # Longest codeword, and so the index of a decode table: all of a side's tables stay in the cache.
 TABLE_BITS: Final = 8
 
+# Rows: codes by level and place, then by a unit's width (or the width of the unit before).
+CLASS_ROWS: Final = LEVELS * MAX_PLACES
+WIDTH_ROWS: Final = CLASS_ROWS + WIDTHS
+MINIMUM_ROWS: Final = WIDTH_ROWS + WIDTHS
+STEP_ROWS: Final = MINIMUM_ROWS + WIDTHS
+SCALE_ROW: Final = STEP_ROWS + WIDTHS
+ROWS: Final = SCALE_ROW + 1
+MAX_SYMBOLS: Final = CLASSES
 
-class SideTables(NamedTuple):
-    """Counts, lengths or codewords of all symbols of K or V.
-
-    Attributes:
-        codes: [level, code before, code].
-        classes: [number of the unit's width, class].
-        minima, scales: [small integer], the last the escape.
-    """
-
-    codes: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    minima: NDArray[np.int64]
-    scales: NDArray[np.int64]
+# An entry of a decode table: symbol | place after it << 6 | length << 12.
+PLACE_SHIFT: Final = 6
+SYMBOL_MASK: Final = (1 << PLACE_SHIFT) - 1
 
 
-class DecodeTables(NamedTuple):
-    """The next 8 bits of a stream to symbol | length << 12, for each table of a side."""
-
-    codes: NDArray[np.uint16]
-    classes: NDArray[np.uint16]
-    minima: NDArray[np.uint16]
-    scales: NDArray[np.uint16]
+@compiled
+def code_row(level: int, place: int) -> int:
+    """The row of a level's codes at a place."""
+    return level * MAX_PLACES + place
 
 
-def new_tables() -> SideTables:
+def _sizes(side: int) -> NDArray[np.int64]:
+    """How many symbols each row has, [ROWS]; 0 for what is not there or mirrors another row."""
+    sizes = np.zeros(ROWS, np.int64)
+    for level in (1, *range(3, LEVELS)):
+        start = code_row(level, 0)
+        sizes[start : start + PLACES[side] // 2 + 1] = top_of(level) + 1
+    for number in range(WIDTHS):
+        # a unit of width 0 has one class only
+        sizes[CLASS_ROWS + number] = class_count(number) if number else 0
+    sizes[WIDTH_ROWS : WIDTH_ROWS + WIDTHS] = WIDTHS
+    sizes[MINIMUM_ROWS : MINIMUM_ROWS + WIDTHS] = SMALL
+    sizes[STEP_ROWS : STEP_ROWS + WIDTHS] = 16
+    sizes[SCALE_ROW] = SMALL
+    return sizes
+
+
+_SIZES: Final = (_sizes(0), _sizes(1))
+
+
+def new_counts() -> NDArray[np.int64]:
     """Zeros."""
-    return SideTables(
-        np.zeros((LEVELS, LEVELS, LEVELS), np.int64),
-        np.zeros((WIDTHS, CLASSES), np.int64),
-        np.zeros(SMALL, np.int64),
-        np.zeros(SMALL, np.int64),
-    )
+    return np.zeros((ROWS, MAX_SYMBOLS), np.int64)
 
 
-@compiled
-def build_tables(counts: SideTables, lengths: SideTables) -> None:
-    """Lengths from counts; tables that were never used stay zeros.
+def build_tables(counts: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
+    """Lengths [ROWS, MAX_SYMBOLS] from counts of K (side 0) or V (1); unused rows are zeros.
 
-    Every symbol of a used table gets a codeword, so that any section can be coded with it. The
-    tables of a level are mirror images, as codes are: P(c after b) = P(m − c after m − b).
+    Every symbol of a used row gets a codeword. The tables of a level are mirror images, as codes
+    are: P(symbol at place p) = P(top − symbol at place P − 1 − p).
     """
-    for level in range(1, LEVELS):
-        if not counts.codes[level].any():
+    lengths = np.zeros((ROWS, MAX_SYMBOLS), np.uint8)
+    _build(counts, _SIZES[side], PLACES[side], lengths)
+    return lengths
+
+
+@compiled
+def _build(
+    counts: NDArray[np.int64], sizes: NDArray[np.int64], places: int, lengths: NDArray[np.uint8]
+) -> None:
+    for row in range(ROWS):
+        size = sizes[row]
+        if size == 0:
             continue
-        n = level + 1
-        for before in range(level // 2 + 1):
-            mirrored = counts.codes[level, level - before, :n][::-1]
-            both = counts.codes[level, before, :n] + mirrored
-            _fit(both, lengths.codes[level, before, :n])
-            _mirror(lengths, level, before)
-    for width in range(WIDTHS):
-        if counts.classes[width].any():
-            n = class_count(width)
-            _fit(counts.classes[width, :n], lengths.classes[width, :n])
-    if counts.minima.any():
-        _fit(counts.minima, lengths.minima)
-    if counts.scales.any():
-        _fit(counts.scales, lengths.scales)
+        found = counts[row, :size].copy()
+        if row < CLASS_ROWS and row % MAX_PLACES != places // 2:
+            found += counts[_mirror_row(row, places), :size][::-1]
+        if found.any():
+            limit_lengths(found + 1, TABLE_BITS, lengths[row, :size])
+    _mirror(sizes, places, lengths)
 
 
 @compiled
-def _fit(counts: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-    found = np.empty(len(counts), np.uint8)
-    limit_lengths(counts + 1, TABLE_BITS, found)
-    lengths[:] = found
+def _mirror_row(row: int, places: int) -> int:
+    return row - row % MAX_PLACES + places - 1 - row % MAX_PLACES
 
 
 @compiled
-def _mirror(lengths: SideTables, level: int, before: int) -> None:
-    """Fills in the table that is the mirror image; the one in the middle is nobody's."""
-    if 2 * before != level:
-        n = level + 1
-        lengths.codes[level, level - before, :n] = lengths.codes[level, before, :n][::-1]
+def _mirror(sizes: NDArray[np.int64], places: int, lengths: NDArray[np.uint8]) -> None:
+    """Fills in the tables that are mirror images."""
+    for row in range(CLASS_ROWS):
+        size = sizes[row]
+        if size and row % MAX_PLACES != places // 2:
+            lengths[_mirror_row(row, places), :size] = lengths[row, :size][::-1]
 
 
-def encode_tables(lengths: SideTables) -> SideTables:
+@compiled
+def encode_tables(lengths: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """codeword | length << 16 of each symbol, the codeword's first bit lowest."""
-    codes = new_tables()
-    for of, target in zip(lengths, codes, strict=True):
-        rows = of.reshape(-1, of.shape[-1])
-        _encode_rows(rows, target.reshape(rows.shape))
+    codes = np.zeros((ROWS, MAX_SYMBOLS), np.uint32)
+    found = np.empty(MAX_SYMBOLS, np.uint16)
+    for row in range(ROWS):
+        if lengths[row, 0]:
+            codewords(lengths[row], found)
+            for symbol in range(MAX_SYMBOLS):
+                length = np.uint32(lengths[row, symbol])
+                codes[row, symbol] = np.uint32(found[symbol]) | length << np.uint32(16)
     return codes
 
 
 @compiled
-def _encode_rows(lengths: NDArray[np.int64], codes: NDArray[np.int64]) -> None:
-    found = np.empty(lengths.shape[1], np.uint16)
-    for row in range(len(lengths)):
-        if lengths[row].any():
-            codewords(lengths[row].astype(np.uint8), found)
-            codes[row] = found | lengths[row] << 16
+def decode_tables(lengths: NDArray[np.uint8], side: int) -> NDArray[np.uint16]:
+    """[ROWS, next 8 bits] to symbol | place after it << 6 | length << 12.
 
-
-def decode_tables(lengths: SideTables) -> DecodeTables:
-    """Decode tables; index [..., next 8 bits]. Level 0 takes no bits and gives 0."""
-    size = 1 << TABLE_BITS
-    tables = DecodeTables(
-        np.zeros((LEVELS, LEVELS, size), np.uint16),
-        np.zeros((WIDTHS, size), np.uint16),
-        np.zeros(size, np.uint16),
-        np.zeros(size, np.uint16),
-    )
-    _fill_tables(lengths, tables)
+    The row of level 0 takes no bits and gives 0, and so do rows without a code.
+    """
+    tables = np.zeros((ROWS, 1 << TABLE_BITS), np.uint16)
+    for row in range(ROWS):
+        if lengths[row, 0] == 0:
+            continue
+        table = tables[row]
+        decode_table(lengths[row], TABLE_BITS, table)
+        if row < CLASS_ROWS:
+            after = NEXT_PLACE[side, row // MAX_PLACES, row % MAX_PLACES]
+            for i in range(len(table)):
+                table[i] |= np.uint16(after[table[i] & SYMBOL_MASK]) << np.uint16(PLACE_SHIFT)
     return tables
 
 
-@compiled
-def _fill_tables(lengths: SideTables, tables: DecodeTables) -> None:
-    for level in range(1, LEVELS):
-        if lengths.codes[level, 0, 0]:
-            for before in range(level + 1):
-                row = lengths.codes[level, before, : level + 1].astype(np.uint8)
-                decode_table(row, TABLE_BITS, tables.codes[level, before])
-    for width in range(WIDTHS):
-        if lengths.classes[width, 0]:
-            row = lengths.classes[width].astype(np.uint8)
-            decode_table(row, TABLE_BITS, tables.classes[width])
-    decode_table(lengths.minima.astype(np.uint8), TABLE_BITS, tables.minima)
-    decode_table(lengths.scales.astype(np.uint8), TABLE_BITS, tables.scales)
+def tables_bytes(lengths: NDArray[np.uint8], side: int) -> bytes:
+    """A bit for each row that may travel, then 4 bits for each length; zeros to 4 bytes each."""
+    rows = np.flatnonzero(_SIZES[side])
+    used = lengths[rows, 0] > 0
+    travels = np.arange(MAX_SYMBOLS) < _SIZES[side][rows[used], None]
+    nibbles = lengths[rows[used]][travels]
+    nibbles = np.pad(nibbles, (0, -len(nibbles) % 8))
+    bits = np.packbits(np.pad(used, (0, -len(used) % 32)), bitorder="little")
+    return bytes(bits) + bytes(nibbles[::2] | nibbles[1::2] << 4)
 
 
-def _parts(lengths: SideTables, used: int) -> list[NDArray[np.int64]]:
-    """The tables that travel, in order, as views; `used` has a bit for each group of them."""
-    parts = [
-        lengths.codes[level, before, : level + 1]
-        for level in range(1, LEVELS)
-        if used >> level & 1
-        for before in range(level // 2 + 1)
-    ]
-    for width in range(WIDTHS):
-        if used >> LEVELS + width & 1:
-            parts.append(lengths.classes[width, : class_count(width)])
-    for bit, small in enumerate((lengths.minima, lengths.scales), LEVELS + WIDTHS):
-        if used >> bit & 1:
-            parts.append(small)
-    return parts
-
-
-def tables_bytes(lengths: SideTables) -> bytes:
-    """u32 of which tables there are, then 4 bits for each of their lengths; zeros to 4 bytes."""
-    flags = [False, *(lengths.codes[level, 0, 0] > 0 for level in range(1, LEVELS))]
-    flags += [lengths.classes[width, 0] > 0 for width in range(WIDTHS)]
-    flags += [lengths.minima[0] > 0, lengths.scales[0] > 0]
-    used = sum(1 << bit for bit, flag in enumerate(flags) if flag)
-    nibbles = np.concatenate([np.empty(0, np.int64), *_parts(lengths, used)])
-    nibbles = np.pad(nibbles, (0, -len(nibbles) % 8)).astype(np.uint8)
-    packed = nibbles[::2] | nibbles[1::2] << 4
-    return used.to_bytes(4, "little") + bytes(packed)
-
-
-def read_tables(data: memoryview) -> tuple[SideTables, int]:
+def read_tables(data: memoryview, side: int) -> tuple[NDArray[np.uint8], int]:
     """Reads what `tables_bytes` wrote from the start of `data`; also how many bytes it took.
 
     Raises:
         PayloadError: reason "section"; not what it wrote, or a code that is not complete.
     """
-    used = int.from_bytes(data[:4], "little")
-    if len(data) < 4 or used & 1 or used >> LEVELS + WIDTHS + 2:
-        raise PayloadError("section", f"code tables {used:#x} are unknown")
-    lengths = new_tables()
-    parts = _parts(lengths, used)
-    count = sum(map(len, parts))
-    end = 4 + -(-count // 8) * 4
-    packed = np.frombuffer(data[4:end], np.uint8)
-    if len(packed) != end - 4:
+    sizes = _SIZES[side]
+    rows = np.flatnonzero(sizes)
+    start = -(-len(rows) // 32) * 4
+    bits = np.unpackbits(np.frombuffer(data[:start], np.uint8), bitorder="little")
+    if len(data) < start or bits[len(rows) :].any():
+        raise PayloadError("section", "which code tables there are is cut off or unknown")
+    rows = rows[np.flatnonzero(bits[: len(rows)])]
+    count = int(sizes[rows].sum())
+    end = start + -(-count // 8) * 4
+    packed = np.frombuffer(data[start:end], np.uint8)
+    if len(packed) != end - start:
         raise PayloadError("section", "code tables are cut off")
     nibbles = np.stack([packed & 15, packed >> 4], 1).reshape(-1)
     if nibbles[count:].any():
         raise PayloadError("section", "padding of the code tables is not 0")
-    at = 0
-    for part in parts:
-        row = nibbles[at : at + len(part)]
-        if not row.all() or not is_complete(row, TABLE_BITS):
-            raise PayloadError("section", "a code table is not a complete code")
-        part[:] = row
-        at += len(part)
-    for level in range(1, LEVELS):
-        for before in range(level // 2 + 1):
-            _mirror(lengths, level, before)
+    lengths = np.zeros((ROWS, MAX_SYMBOLS), np.uint8)
+    if not _fill(nibbles, rows, sizes, lengths):
+        raise PayloadError("section", "a code table is not a complete code")
+    _mirror(sizes, PLACES[side], lengths)
     return lengths, end
+
+
+@compiled
+def _fill(
+    nibbles: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    lengths: NDArray[np.uint8],
+) -> bool:
+    """Spreads lengths over their rows; False if one of them is no complete code."""
+    at = 0
+    for row in rows:
+        found = nibbles[at : at + sizes[row]]
+        if not found.all() or not is_complete(found, TABLE_BITS):
+            return False
+        lengths[row, : len(found)] = found
+        at += len(found)
+    return True

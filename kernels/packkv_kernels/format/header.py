@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 MAGIC = b"PackKV\r\n"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 192
 ALIGNMENT = 16
 MAX_PAYLOAD_BYTES = 2**32 - 1

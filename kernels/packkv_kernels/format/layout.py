@@ -9,7 +9,7 @@ from packkv_kernels.config import BLOCK_TOKENS
 from packkv_kernels.format import tile
 from packkv_kernels.format.compiled import compiled
 
-__all__ = ["bitmap_words", "lay_out", "piece_words", "plane_mode", "plane_word"]
+__all__ = ["bitmap_of", "bitmap_words", "lay_out", "piece_words", "plane_mode", "plane_word"]
 
 _K_SIDE = tile.K_SIDE
 _V_SIDE = tile.V_SIDE
@@ -29,16 +29,18 @@ def piece_words(head_dim: int, side: int, plane: int) -> int:
 
 
 @compiled
-def plane_mode(flags: Any, side: int, plane: int) -> int:
-    """ABSENT, DENSE or SPARSE for PLANE_C … PLANE_H2 of a side."""
-    shift = 2 * (plane - tile.PLANE_C) + (tile.PLANES_V if side == _V_SIDE else 0)
-    return int((np.int64(flags) >> shift) & 3)
+def side_bits(flags: Any, side: int, shift: int) -> int:
+    """The two bits of minima, of scales or of plane A of a side."""
+    return int((np.int64(flags) >> (shift + (2 if side == _V_SIDE else 0))) & 3)
 
 
 @compiled
-def side_bits(flags: Any, side: int, shift: int) -> int:
-    """The two bits of minima or token scales of a side."""
-    return int((np.int64(flags) >> (shift + (2 if side == _V_SIDE else 0))) & 3)
+def plane_mode(flags: Any, side: int, plane: int) -> int:
+    """ABSENT, DENSE or SPARSE for PLANE_A … PLANE_H2 of a side."""
+    if plane == tile.PLANE_A:
+        return side_bits(flags, side, tile.PLANE_A_SHIFT)
+    shift = 2 * (plane - tile.PLANE_C) + (tile.PLANES_V if side == _V_SIDE else 0)
+    return int((np.int64(flags) >> shift) & 3)
 
 
 @compiled
@@ -58,6 +60,17 @@ def all_units(units: int, word: int) -> int:
     """The bitmap word of a plane that every unit has."""
     present = min(max(units - 32 * word, 0), 32)
     return (1 << present) - 1
+
+
+@compiled
+def bitmap_of(row: NDArray[np.int32], side: int, plane: int) -> int:
+    """Where a plane's bitmap lies, if it is sparse: after those of the sparse planes before it."""
+    span = bitmap_words(row[tile.HEAD_DIM] // unit_of(row[tile.HEAD_DIM], side))
+    at = row[side + tile.BITMAPS]
+    for before in range(tile.PLANE_A, plane):
+        if plane_mode(row[tile.FLAGS], side, before) == tile.SPARSE:
+            at += span
+    return int(at)
 
 
 @compiled
@@ -88,6 +101,14 @@ def _aligned(words: int) -> int:
 
 
 @compiled
+def scales_words(scales: int, head_dim: int) -> int:
+    """Words of the scales of a side, padding included."""
+    if scales == tile.CHANNEL_STEPS:
+        return _aligned((head_dim + 7) // 8)
+    return BLOCK_TOKENS // 4 if scales == tile.LOG_SCALES else BLOCK_TOKENS * 3 // 2
+
+
+@compiled
 def _lay_out_side(
     words: NDArray[np.uint32], base: int, side: int, start: int, row: NDArray[np.int32]
 ) -> int:
@@ -104,12 +125,10 @@ def _lay_out_side(
     scales = side_bits(flags, side, tile.SCALES_SHIFT)
     if scales != tile.NO_SCALES:
         row[side + tile.SCALES] = at
-        at += BLOCK_TOKENS // 4 if scales == tile.LOG_SCALES else BLOCK_TOKENS * 3 // 2
+        at += scales_words(scales, head_dim)
     units = head_dim // unit_of(head_dim, side)
-    row[side + tile.PLANE_A] = at
-    at += units * piece_words(head_dim, side, tile.PLANE_A)
     bitmap = row[side + tile.BITMAPS]
-    for plane in range(tile.PLANE_C, tile.PLANE_H2 + 1):
+    for plane in range(tile.PLANE_A, tile.PLANE_H2 + 1):
         mode = plane_mode(flags, side, plane)
         if mode != tile.ABSENT:
             row[side + plane] = at
@@ -131,7 +150,7 @@ def lay_out_bitmaps(row: NDArray[np.int32]) -> int:
     for side in (_K_SIDE, _V_SIDE):
         row[side + tile.BITMAPS] = at
         units = row[tile.HEAD_DIM] // unit_of(row[tile.HEAD_DIM], side)
-        for plane in range(tile.PLANE_C, tile.PLANE_H2 + 1):
+        for plane in range(tile.PLANE_A, tile.PLANE_H2 + 1):
             if plane_mode(row[tile.FLAGS], side, plane) == tile.SPARSE:
                 at += bitmap_words(units)
     return at

@@ -29,7 +29,7 @@ FAULTS: Final = (
     "tokens or sinks differ from the header's",
     "the codec does not use these parts",
     "a bitmap has bits past its units",
-    "planes do not nest: C and B overlap, or H1 is outside B, or H2 outside H1",
+    "planes do not nest: C and B overlap, or B is outside A, H1 outside B, or H2 outside H1",
     "the parts do not add up to the section's length",
     "padding is not 0",
     "an exact value or a token scale is not finite",
@@ -44,8 +44,10 @@ _K_SIDE, _V_SIDE = tile.K_SIDE, tile.V_SIDE
 def _check_flags(flags: int) -> int:
     if flags >> tile.FLAG_BITS:
         return _FLAGS
-    for shift in range(0, tile.RAW_SHIFT, 2):
-        if (flags >> shift) & 3 == 3:
+    for shift in range(0, tile.FLAG_BITS, 2):
+        # scales have a fourth kind, and the raw bits are two of their own
+        three_is_known = tile.SCALES_SHIFT <= shift <= tile.RAW_SHIFT
+        if (flags >> shift) & 3 == 3 and not three_is_known:
             return _FLAGS
     return _SOUND
 
@@ -54,17 +56,19 @@ def _check_flags(flags: int) -> int:
 def _check_parts(flags: int, codec: int, side: int) -> int:
     """Whether a side has just the parts that its codec writes."""
     planes = (flags >> (tile.PLANES_V if side == _V_SIDE else 0)) & 255
+    plane_a = side_bits(flags, side, tile.PLANE_A_SHIFT)
     minima = side_bits(flags, side, tile.MINIMA_SHIFT)
     scales = side_bits(flags, side, tile.SCALES_SHIFT)
     if is_raw(flags, side):
-        return _SOUND if planes == 0 and minima == 0 and scales == 0 else _PARTS
+        return _SOUND if planes | plane_a | minima | scales == 0 else _PARTS
     if codec != _HYBRID:
         sound = minima != tile.NO_MINIMA and scales == tile.FLOAT_SCALES
     elif side == _K_SIDE:
-        sound = minima != tile.NO_MINIMA and scales == tile.NO_SCALES
+        sound = minima != tile.NO_MINIMA and scales == tile.CHANNEL_STEPS
     else:
-        # 4, 8 or 16 levels: plane A alone, with C, or with B, for every unit
-        fixed = planes == 0 or planes == tile.DENSE or planes == tile.DENSE << 2
+        # 2, 4, 8 or 16 levels: plane C alone, A alone, A with C, or A with B, for every unit
+        fixed = planes == tile.DENSE and plane_a == tile.ABSENT
+        fixed |= plane_a == tile.DENSE and planes in (0, tile.DENSE, tile.DENSE << 2)
         sound = minima == tile.NO_MINIMA and scales == tile.LOG_SCALES and fixed
     return _SOUND if sound else _PARTS
 
@@ -74,18 +78,18 @@ def _check_bitmaps(words: NDArray[np.uint32], base: int, row: NDArray[np.int32],
     flags, head_dim = row[tile.FLAGS], row[tile.HEAD_DIM]
     units = head_dim // unit_of(head_dim, side)
     span = bitmap_words(units)
-    present = np.zeros(4, np.int64)
+    present = np.zeros(5, np.int64)
     for i in range(span):
         at = row[side + tile.BITMAPS]
-        for p in range(4):
-            mode = plane_mode(flags, side, tile.PLANE_C + p)
+        for p in range(5):
+            mode = plane_mode(flags, side, tile.PLANE_A + p)
             present[p] = plane_word(words, base, mode, at, units, i)
             if mode == tile.SPARSE:
                 at += span
             if present[p] & ~all_units(units, i):
                 return _UNITS
-        c, b, h1, h2 = present
-        if c & b or h1 & ~b or h2 & ~h1:
+        a, c, b, h1, h2 = present
+        if c & b or b & ~a or h1 & ~b or h2 & ~h1:
             return _NESTING
     return _SOUND
 
@@ -109,6 +113,19 @@ def _zero_padding(words: NDArray[np.uint32], base: int, start: int, end: int) ->
 
 
 @compiled
+def _zero_steps_padding(words: NDArray[np.uint32], at: int, head_dim: int) -> bool:
+    """Whether the 4-bit steps from word `at` on are followed by zeros only."""
+    used = head_dim // 8
+    clean = True
+    if head_dim % 8:
+        clean = words[at + used] >> np.uint32(16) == 0
+        used += 1
+    for i in range(used, (used + 3) // 4 * 4):
+        clean &= words[at + i] == 0
+    return clean
+
+
+@compiled
 def _check_side(words: NDArray[np.uint32], base: int, row: NDArray[np.int32], side: int) -> int:
     head_dim = row[tile.HEAD_DIM]
     values = row[side + tile.PLANE_A]
@@ -121,9 +138,12 @@ def _check_side(words: NDArray[np.uint32], base: int, row: NDArray[np.int32], si
     end = row[side + tile.MINIMA] + head_dim * minima // 4
     if not _zero_padding(words, base, end, end):
         return _PADDING
-    if side_bits(row[tile.FLAGS], side, tile.SCALES_SHIFT) == tile.FLOAT_SCALES:
-        start = base + row[side + tile.SCALES]
-        for i in range(start, start + 64):
+    scales = side_bits(row[tile.FLAGS], side, tile.SCALES_SHIFT)
+    at = row[side + tile.SCALES]
+    if scales == tile.CHANNEL_STEPS and not _zero_steps_padding(words, base + at, head_dim):
+        return _PADDING
+    if scales == tile.FLOAT_SCALES:
+        for i in range(base + at, base + at + 64):
             # exponent of all ones is NaN or infinity; a sign bit is no scale either
             if words[i] >= 0x7F800000:
                 return _FINITE

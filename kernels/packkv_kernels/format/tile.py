@@ -57,7 +57,8 @@ PLANES_V: Final = 8
 MINIMA_SHIFT: Final = 16  # 2 bits; V's 2 bits higher
 SCALES_SHIFT: Final = 20  # 2 bits; V's 2 bits higher
 RAW_SHIFT: Final = 24  # 1 bit; V's 1 bit higher
-FLAG_BITS: Final = 26
+PLANE_A_SHIFT: Final = 26  # 2 bits; V's 2 bits higher
+FLAG_BITS: Final = 30
 
 ABSENT: Final = 0
 DENSE: Final = 1
@@ -70,6 +71,7 @@ INT16_MINIMA: Final = 2
 NO_SCALES: Final = 0
 LOG_SCALES: Final = 1
 FLOAT_SCALES: Final = 2
+CHANNEL_STEPS: Final = 3
 
 K_UNIT: Final = 4
 
@@ -85,14 +87,16 @@ def flag_bits(
     """Word 0 of a section from its fields (K, V).
 
     Args:
-        k_planes: 2 bits for each of C, B, H1, H2, C lowest.
+        k_planes: 2 bits for each of A, C, B, H1, H2, A lowest (in the word, A lies apart).
         v_planes: the same for V.
         minima: NO_MINIMA, INT8_MINIMA or INT16_MINIMA of K and of V.
-        scales: NO_SCALES, LOG_SCALES or FLOAT_SCALES of K and of V.
+        scales: NO_SCALES, LOG_SCALES, FLOAT_SCALES or CHANNEL_STEPS of K and of V.
     """
     return (
-        k_planes << PLANES_SHIFT
-        | v_planes << PLANES_SHIFT + PLANES_V
+        k_planes >> 2 << PLANES_SHIFT
+        | v_planes >> 2 << PLANES_SHIFT + PLANES_V
+        | (k_planes & 3) << PLANE_A_SHIFT
+        | (v_planes & 3) << PLANE_A_SHIFT + 2
         | minima[0] << MINIMA_SHIFT
         | minima[1] << MINIMA_SHIFT + 2
         | scales[0] << SCALES_SHIFT

@@ -5,20 +5,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from packkv_kernels.attention.triton.combine import combine_states
-from packkv_kernels.attention.triton.decode import EXACT_TOKENS
+from packkv_kernels.attention.triton.decode import EXACT_TOKENS, decode_options
 from packkv_kernels.attention.triton.exact import attend_exact
 from packkv_kernels.attention.triton.minima import PAGES, score_minima
+from packkv_kernels.attention.triton.resident import v_planes
 from packkv_kernels.attention.triton.tiles import attend_tiles
 from packkv_kernels.compress.triton.blocks import (
+    ENCODE_REGISTERS,
     ENCODE_WARPS,
     GATHER_WORDS,
-    ROTATE_TOKENS,
     SCALE_VALUES,
+    rotation_shape,
 )
 from packkv_kernels.compress.triton.encode import encode_sections, gather_sections
 from packkv_kernels.compress.triton.integers import quantise_values, token_scales
 from packkv_kernels.compress.triton.launch import UNPACK_TOKENS
-from packkv_kernels.compress.triton.target import AMD, NVIDIA
+from packkv_kernels.compress.triton.target import AMD, NVIDIA, Target
 from packkv_kernels.compress.triton.unpack import unpack_tiles
 from packkv_kernels.config import BLOCK_TOKENS
 from packkv_kernels.format.tile import v_unit
@@ -53,6 +55,8 @@ ARGUMENT_TYPES = {
     "v_zeros_ptr": "*fp32",
     "scales_ptr": "*fp32",
     "zeros_ptr": "*fp32",
+    "range_bounds_ptr": "*fp32",
+    "step_bounds_ptr": "*fp32",
     "levels_ptr": "*i32",
     "codes_ptr": "*u8",
     "scale_codes_ptr": "*i16",
@@ -93,10 +97,11 @@ class CataloguedKernel:
 
 def catalogue(backend: str) -> Iterator[CataloguedKernel]:
     """All kernels as they are launched on "cuda" or "hip"."""
+    target = NVIDIA if backend == "cuda" else AMD
     for head_dim in (128, 64):
-        yield from _decode_kernels(head_dim, backend)
-        yield from _other_kernels(head_dim)
-        yield from _encode_kernels(head_dim)
+        yield from _decode_kernels(head_dim, target)
+        yield from _other_kernels(head_dim, target)
+        yield from _encode_kernels(head_dim, target)
     yield CataloguedKernel(
         "gather_sections",
         gather_sections,
@@ -106,12 +111,12 @@ def catalogue(backend: str) -> Iterator[CataloguedKernel]:
     )
 
 
-def _decode_kernels(head_dim: int, backend: str) -> Iterator[CataloguedKernel]:
-    target = NVIDIA if backend == "cuda" else AMD
-    variants = [("v8", 8, True, False), ("v4", 8, False, False), ("v4816", 8, True, True)]
+def _decode_kernels(head_dim: int, target: Target) -> Iterator[CataloguedKernel]:
+    variants = [("v8", 8, (8,)), ("v4", 8, (4,)), ("v24816", 8, (2, 4, 8, 16))]
     if head_dim == 128:
-        variants.append(("v8_all_wide", 32, True, False))
-    for name, wide_units, has_c, has_b in variants:
+        variants += [("v2", 8, (2,)), ("v8_all_wide", 32, (8,))]
+    for name, wide_units, levels in variants:
+        has_a, has_c, has_b = v_planes(levels)
         yield CataloguedKernel(
             f"packed_decode_attention_hd{head_dim}_{name}",
             attend_tiles,
@@ -119,6 +124,7 @@ def _decode_kernels(head_dim: int, backend: str) -> Iterator[CataloguedKernel]:
                 **_shape(head_dim),
                 "UNIT_V": v_unit(head_dim),
                 "WIDE_UNITS": wide_units,
+                "V_A": has_a,
                 "V_C": has_c,
                 "V_B": has_b,
                 "TILES": target.tiles,
@@ -126,15 +132,18 @@ def _decode_kernels(head_dim: int, backend: str) -> Iterator[CataloguedKernel]:
             },
             elements=target.tiles * 2 * BLOCK_TOKENS * head_dim,
             loop=True,
-            options={"num_stages": 1},
+            options=decode_options(target, head_dim),
         )
 
 
-def _other_kernels(head_dim: int) -> Iterator[CataloguedKernel]:
+def _other_kernels(head_dim: int, target: Target) -> Iterator[CataloguedKernel]:
     shape, suffix = _shape(head_dim), f"_hd{head_dim}"
     rotation = {"SPAN": head_dim, "FACTOR": head_dim**-0.5}
     yield CataloguedKernel(
-        "attention_scores_of_minima" + suffix, score_minima, shape, elements=PAGES * head_dim
+        "attention_scores_of_minima" + suffix,
+        score_minima,
+        {**shape, "PRECISION": target.precision},
+        elements=PAGES * head_dim,
     )
     tokens = {"UNIT_V": v_unit(head_dim), **rotation}
     yield CataloguedKernel(
@@ -157,7 +166,8 @@ def _other_kernels(head_dim: int) -> Iterator[CataloguedKernel]:
     )
 
 
-def _encode_kernels(head_dim: int) -> Iterator[CataloguedKernel]:
+def _encode_kernels(head_dim: int, target: Target) -> Iterator[CataloguedKernel]:
+    tokens, warps = rotation_shape(target, head_dim)
     yield CataloguedKernel(
         f"quantise_rotated_values_hd{head_dim}",
         quantise_values,
@@ -166,9 +176,10 @@ def _encode_kernels(head_dim: int) -> Iterator[CataloguedKernel]:
             "SPAN": head_dim,
             "FACTOR": head_dim**-0.5,
             "SHARE": 1 / head_dim,
-            "TOKENS": ROTATE_TOKENS,
+            "TOKENS": tokens,
         },
-        elements=ROTATE_TOKENS * head_dim,
+        elements=tokens * head_dim,
+        warps=warps,
         options={"enable_fp_fusion": False},
     )
     constants = {**_shape(head_dim), "UNIT_V": v_unit(head_dim)}
@@ -180,7 +191,7 @@ def _encode_kernels(head_dim: int) -> Iterator[CataloguedKernel]:
             elements=BLOCK_TOKENS * head_dim // 16,
             loop=True,
             warps=ENCODE_WARPS,
-            options={"enable_fp_fusion": False},
+            options={"enable_fp_fusion": False, **target.registers(ENCODE_REGISTERS)},
         )
     width = _HEADS * head_dim
     yield CataloguedKernel(

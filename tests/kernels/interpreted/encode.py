@@ -30,12 +30,12 @@ def check_bytes(
     profile = random_profile(shape) if config.needs_profile else None
     keys, values = random_kv(shape, tokens, dtype=torch.float32, seed=tokens)
     keys, values = ((part[0] * factor).clamp(-6e4, 6e4).to(dtype) for part in (keys, values))
-    found, wanted = (
+    wanted, found = (
         encode_layer(
             keys, values, layer=0, config=config, profile=profile,
             first_token=first_token, backend=backend,
         )
-        for backend in ("triton", "reference")
+        for backend in ("reference", "triton")
     )  # fmt: skip
     assert found == wanted, f"{codec} {heads}×{head_dim}, {tokens} tokens"
 
@@ -47,7 +47,16 @@ def hybrid() -> None:
     for tokens in (1, 2, 3):
         check_bytes("hybrid:v_levels=4", 1, 80, tokens)
     check_bytes("hybrid", 1, 4, 65, first_token=64)
-    check_bytes("hybrid", 1, 256, 66, dtype=torch.bfloat16)
+
+
+def hybrid_widths() -> None:
+    """All widths and all levels of V, and heads larger than a word of units."""
+    check_bytes("hybrid:delta=8,v_levels=2", 2, 64, 70)
+    check_bytes("hybrid:delta=3,v_levels=2", 1, 128, 64, dtype=torch.bfloat16)
+    check_bytes("hybrid:delta=0.25,v_levels=16", 1, 64, 64)
+    check_bytes("hybrid:delta=4", 1, 256, 66, dtype=torch.bfloat16)
+    # every value alike: no range, but a minimum
+    check_bytes("hybrid:sinks=0", 1, 16, 5, factor=0.0)
 
 
 def hybrid_raw() -> None:
@@ -61,6 +70,7 @@ def packkv() -> None:
     check_bytes("packkv", 2, 64, 67)
     check_bytes("packkv:rel_k=0.002", 1, 128, 64, first_token=64)
     check_bytes("packkv", 3, 12, 3)
+    check_bytes("packkv:rel_k=0.5,rel_v=1", 1, 80, 64)
     # tokens that are all alike, and all zeros
     check_bytes("packkv:sinks=0", 1, 16, 5, factor=0.0)
 

@@ -25,7 +25,7 @@ _LEAST_KL, _LARGEST_KL = 0.0005, 0.06
 _STEPS = (0.4, 2.5)
 
 _CALIBRATED_TOKENS = 768
-_SCORED_TOKENS = 64
+_SCORED_TOKENS = 128
 
 
 @torch.inference_mode()

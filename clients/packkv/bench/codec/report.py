@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from packkv.bench.codec.curve import Crossing, crossing, interval
 from packkv.bench.codec.experiment import Row
+from packkv.bench.results import append_rows
 
 __all__ = ["NOTES", "append_csv", "as_json", "show"]
 
@@ -55,15 +55,8 @@ def as_json(rows: Sequence[Row], about: Mapping[str, object]) -> dict[str, Any]:
 
 
 def append_csv(path: Path, rows: Sequence[Row], about: Mapping[str, object]) -> None:
-    """Appends a line per row, with a heading if the file is new."""
-    lines = [{**about, **_as_dict(row)} for row in rows]
-    fresh = not path.exists() or path.stat().st_size == 0
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        for line in lines:
-            writer.writerow({key: _rounded(value) for key, value in line.items()})
+    """Appends a line per row."""
+    append_rows(path, [{**about, **_as_dict(row)} for row in rows])
 
 
 def show(figures: Mapping[str, Any], console: Console) -> None:
@@ -121,10 +114,6 @@ def _as_dict(row: Row) -> dict[str, Any]:
         # PackKV alone: the same integers by the paper's count, without sinks and most metadata
         "published_bits": float(np.mean(row.published_bits)) if row.published_bits else None,
     }
-
-
-def _rounded(value: object) -> object:
-    return f"{value:.5g}" if isinstance(value, float) else value
 
 
 def _points_table(rows: Sequence[Mapping[str, Any]]) -> Table:

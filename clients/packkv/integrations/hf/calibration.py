@@ -44,7 +44,9 @@ class CalibrationConfig:
     prefix_tokens: int = 768
     scored_tokens: int = 128
     reference_step: float = 2.0
-    steps: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+    steps: tuple[float, ...] = (
+        *(0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8, 3.4, 4.0, 4.8, 5.6),
+    )
 
     def __post_init__(self) -> None:
         if self.prefix_tokens < BLOCK_TOKENS or self.prefix_tokens % BLOCK_TOKENS:
@@ -115,16 +117,23 @@ def measure_sensitivity(
     *,
     progress: Progress = lambda done, total: None,
 ) -> Sensitivity:
-    """The KL of every head's K and V alone, and what K costs at every step; means over texts."""
+    """The KL of every head's K and V alone, and what K costs and loses at every step.
+
+    Means over texts.
+    """
     shape = shape_of(model)
     k_kl, v_kl = np.zeros((shape.layers, shape.heads)), np.zeros((shape.layers, shape.heads))
     k_bits = np.zeros((shape.layers, shape.heads, len(config.steps)))
+    k_error = np.zeros_like(k_bits)
     total = len(texts) * shape.layers
     for number, text in enumerate(texts):
         run = _ExactRun(model, text, config.prefix_tokens)
         coarse, _ = _quantised(run.past, profile, shape, config.reference_step)
+        coarse_error = _k_error(run.past, coarse, profile)
         for choice, step in enumerate(config.steps):
-            k_bits[..., choice] += _quantised(run.past, profile, shape, step)[1]
+            quantised, bits = _quantised(run.past, profile, shape, step)
+            k_bits[..., choice] += bits
+            k_error[..., choice] += _k_error(run.past, quantised, profile) / coarse_error
         for layer in range(shape.layers):
             kl = run.kl_of(_one_head_at_a_time(run.past, coarse[layer], layer))
             k_kl[layer] += kl[: shape.heads]
@@ -132,11 +141,7 @@ def measure_sensitivity(
             progress(number * shape.layers + layer + 1, total)
     count = len(texts)
     return Sensitivity(
-        k_kl / count,
-        v_kl / count,
-        config.reference_step,
-        np.array(config.steps),
-        k_bits / count,
+        k_kl / count, v_kl / count, np.array(config.steps), k_bits / count, k_error / count
     )
 
 
@@ -224,6 +229,16 @@ def _quantised(
     total = np.sum([cache.section_bytes(page) for page in pages], axis=0)
     bits = 8.0 * total / (tokens * shape.head_dim)
     return [(keys[layer][None], values[layer][None]) for layer in range(shape.layers)], bits
+
+
+def _k_error(exact: KV, quantised: KV, profile: Profile) -> NDArray[np.float64]:
+    """Mean square error of K in score units, float64 [layers, heads]; never 0."""
+    errors = []
+    for (wanted, _), (decoded, _), weights in zip(exact, quantised, profile.q_rms, strict=True):
+        weighted = (decoded - wanted)[0].double() * torch.from_numpy(weights[:, None].copy())
+        errors.append(weighted.square().mean((1, 2)).cpu().numpy())
+    found: NDArray[np.float64] = np.maximum(np.stack(errors), np.finfo(np.float64).tiny)
+    return found
 
 
 def _checked(text: torch.Tensor, config: CalibrationConfig) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Attention over packed pages on a GPU: fused for few queries, unpack-once for many.
 
-fragments  planes to tensor-core operands, in registers
+fragments  planes to tensor-core operands, in registers;  stepped  the query times channel steps
 tiles      the decode kernel over packed tiles;  minima  what is taken out of its loop
 exact      the tokens it leaves aside;  combine  the merge of all partial states
 decode     the fixed sequence of launches;  resident  pages on the device

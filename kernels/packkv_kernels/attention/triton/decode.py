@@ -13,13 +13,28 @@ from packkv_kernels.compress.triton.target import Target
 from packkv_kernels.format.directory import MAX_UNITS
 from packkv_kernels.format.tile import K_UNIT, v_unit
 
-__all__ = ["EXACT_TOKENS", "PackedDecode"]
+__all__ = ["DECODE_REGISTERS", "EXACT_TOKENS", "PackedDecode", "decode_options"]
 
 # Queries of one program: columns of the smallest mma.
 QUERIES = 8
 
+# Of a thread of the kernel over packed tiles: three programs share a multiprocessor.
+DECODE_REGISTERS = 168
+
 # Tokens of one step of the exact kernel: as many as there are sinks, and few enough registers.
 EXACT_TOKENS = 4
+
+
+def decode_options(target: Target, padded: int) -> dict[str, int]:
+    """Launch options of the kernel over packed tiles.
+
+    Args:
+        target: of the launch.
+        padded: channels that the kernel reckons with.
+    """
+    options = {"num_warps": 4, "num_stages": 1}
+    # of 128 channels NVIDIA's compiler keeps to this bound by itself, and does better unasked
+    return options | target.registers(DECODE_REGISTERS) if padded <= 64 else options
 
 
 class PackedDecode:
@@ -92,15 +107,16 @@ class PackedDecode:
         score_minima[(self.work, -(-places // PAGES))](
             query, layer.order, layer.step, layer.words, layer.directory, table, pages,
             self.minima_scores, self.rows, places, factor,
-            HEADS=layer.heads, D=head_dim, D_PAD=layer.padded,
+            HEADS=layer.heads, D=head_dim, D_PAD=layer.padded, PRECISION=target.precision,
         )  # fmt: skip
         attend_tiles[(self.work, self.splits)](
             query, layer.order, layer.step, layer.spread, self.minima_scores, layer.words,
             layer.directory, table, pages, self.means, self.weights,
             self.rows, places, self.states, factor,
             HEADS=layer.heads, D=head_dim, D_PAD=layer.padded, UNIT_V=v_unit(head_dim),
-            WIDE_UNITS=layer.wide_units, V_C=layer.v_planes[0], V_B=layer.v_planes[1],
-            TILES=target.tiles, ASM=target.asm, num_warps=4, num_stages=1,
+            WIDE_UNITS=layer.wide_units, V_A=layer.v_planes[0], V_C=layer.v_planes[1],
+            V_B=layer.v_planes[2], TILES=target.tiles, ASM=target.asm,
+            **decode_options(target, layer.padded),
         )  # fmt: skip
 
     def _attend_exact(

@@ -10,22 +10,44 @@ the layouts are equal, and nothing goes through shared memory.
 import triton
 import triton.language as tl
 
-__all__ = ["add_thirds", "fields", "merge_planes", "popcount"]
+__all__ = ["add_thirds", "after_pieces", "fields", "halves", "merge_planes"]
+
+
+AFTER_PIECES = """{
+.reg .b32 rank;
+popc.b32 rank, $2;
+mad.wide.u32 $0, rank, $3, $1;
+}"""
+
+_AFTER_PIECES = tl.constexpr(AFTER_PIECES)
 
 
 @triton.jit
-def popcount(x, ASM: tl.constexpr):
-    """Bits that are set in each uint32, as int32."""
+def after_pieces(words_ptr, bitmap, PIECE: tl.constexpr, ALIGN: tl.constexpr, ASM: tl.constexpr):
+    """words_ptr + PIECE words for each bit of a uint32 that is set; ALIGN bytes stay aligned."""
     if ASM:
-        bits = tl.inline_asm_elementwise(
-            "popc.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
+        # in plain operations the 64-bit sum takes five instructions instead of two
+        address = tl.inline_asm_elementwise(
+            _AFTER_PIECES,
+            "=l,l,r,n",
+            [words_ptr.to(tl.int64), bitmap, PIECE * 4],
+            dtype=tl.int64,
+            is_pure=True,
+            pack=1,
         )
+        words_ptr = address.to(words_ptr.dtype, bitcast=True)
+        words_ptr = tl.multiple_of(words_ptr, [1, 1, 1, 1, ALIGN])
     else:
-        x = x - ((x >> 1) & 0x55555555)
-        x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
-        x = (x + (x >> 4)) & 0x0F0F0F0F
-        bits = ((x * 0x01010101) >> 24).to(tl.int32)
-    return bits
+        words_ptr = words_ptr + _popcount(bitmap) * PIECE
+    return words_ptr
+
+
+@triton.jit
+def _popcount(x):
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit
@@ -52,13 +74,20 @@ def fields(even, odd, ASM: tl.constexpr):
 @triton.jit
 def _spread(word, ASM: tl.constexpr):
     upper = word >> 8
-    first = tl.join(_halves(word & 0x000F000F, ASM), _halves(word & 0x00F000F0, ASM))
-    second = tl.join(_halves(upper & 0x000F000F, ASM), _halves(upper & 0x00F000F0, ASM))
+    first = tl.join(_pair(word & 0x000F000F, ASM), _pair(word & 0x00F000F0, ASM))
+    second = tl.join(_pair(upper & 0x000F000F, ASM), _pair(upper & 0x00F000F0, ASM))
     return tl.join(first, second)
 
 
 @triton.jit
-def _halves(word, ASM: tl.constexpr):
+def _pair(word, ASM: tl.constexpr):
+    low, high = halves(word, ASM)
+    return tl.join(low, high)
+
+
+@triton.jit
+def halves(word, ASM: tl.constexpr):
+    """The two fp16 in each uint32, the lower first."""
     if ASM:
         # two registers' halves by name: the assembler makes no instruction of it
         low, high = tl.inline_asm_elementwise(
@@ -72,4 +101,4 @@ def _halves(word, ASM: tl.constexpr):
     else:
         low = (word & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)
         high = (word >> 16).to(tl.uint16).to(tl.float16, bitcast=True)
-    return tl.join(low, high)
+    return low, high

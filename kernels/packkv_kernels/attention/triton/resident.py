@@ -14,7 +14,7 @@ from packkv_kernels.compress.triton.launch import unpack_pages
 from packkv_kernels.format import tile
 from packkv_kernels.format.directory import K_BITMAPS, MAX_UNITS, directory_rows
 
-__all__ = ["DeviceLayer", "resident_layer"]
+__all__ = ["DeviceLayer", "resident_layer", "v_planes"]
 
 # Leading units of K whose H planes the decode kernel reads: the widest, when calibration has
 # ordered the channels. A layer with many tiles beyond that reads the H planes of all units.
@@ -39,7 +39,7 @@ class DeviceLayer:
         steps: float32 [heads, 256], scale of each scale code of rotated V.
         spread: float32 [heads, 2], step of rotated V at scale code 0, and the middle of its codes.
         wide_units: of how many leading units of K the directory's H bitmaps may speak.
-        v_planes: whether any head has plane C, plane B of V.
+        v_planes: modes of planes A, C and B of V: absent, of every head, or of some.
         span: size of the Hadamard matrix that V is rotated by; 1 when it is not.
     """
 
@@ -53,7 +53,7 @@ class DeviceLayer:
     steps: torch.Tensor
     spread: torch.Tensor
     wide_units: int
-    v_planes: tuple[bool, bool]
+    v_planes: tuple[int, int, int]
     span: int
 
     @property
@@ -123,9 +123,19 @@ def resident_layer(
         steps=copy(np.stack([_steps(int(count)) for count in levels])),
         spread=copy(np.array([_spread(int(count)) for count in levels], np.float32)),
         wide_units=wide_units,
-        v_planes=(bool((levels == 8).any()), bool((levels == 16).any())),
+        v_planes=v_planes(levels.tolist()),
         span=rotation_span(layer.head_dim) if levels.any() else 1,
     )
+
+
+def v_planes(levels: Sequence[int]) -> tuple[int, int, int]:
+    """Modes of planes A, C and B of V over heads of so many levels; 0 levels have no planes."""
+
+    def mode(having: set[int]) -> int:
+        found = [count in having for count in levels]
+        return (tile.DENSE if all(found) else tile.SPARSE) if any(found) else tile.ABSENT
+
+    return mode({4, 8, 16}), mode({2, 8}), mode({16})
 
 
 def _gather(
@@ -149,7 +159,7 @@ def _directory(
 ) -> tuple[NDArray[np.int32], int]:
     every = min(MAX_UNITS, max(16, 1 << (head_dim // tile.K_UNIT - 1).bit_length()))
     rows = directory_rows(words, bases, descriptors, wide_units=every)
-    narrow = rows[..., K_BITMAPS + 2].view(np.uint32) >> np.uint32(_WIDE_UNITS) == 0
+    narrow = rows[..., K_BITMAPS + 3].view(np.uint32) >> np.uint32(_WIDE_UNITS) == 0
     if narrow.mean() < 1 - _MANY:
         return rows, every
     return directory_rows(words, bases, descriptors, wide_units=_WIDE_UNITS), _WIDE_UNITS

@@ -10,20 +10,27 @@ import torch
 
 from packkv_kernels.compress.plan import LayerPlan
 from packkv_kernels.compress.rotation import rotation_span
-from packkv_kernels.compress.scales import mean_square_thresholds, scale_tables
+from packkv_kernels.compress.scales import (
+    RANGE_BOUNDS,
+    STEP_BOUNDS,
+    mean_square_thresholds,
+    scale_tables,
+)
 from packkv_kernels.compress.triton.encode import encode_sections, gather_sections
 from packkv_kernels.compress.triton.integers import quantise_values, token_scales
+from packkv_kernels.compress.triton.target import Target
 from packkv_kernels.config import BLOCK_TOKENS, V_BITS, PackKVConfig
 from packkv_kernels.format.tile import DESCRIPTOR_WORDS, WORDS, v_unit
 
 __all__ = [
+    "ENCODE_REGISTERS",
     "ENCODE_WARPS",
     "GATHER_WORDS",
-    "ROTATE_TOKENS",
     "SCALE_VALUES",
     "DeviceSections",
     "Encoder",
     "encode_blocks",
+    "rotation_shape",
 ]
 
 # Words that a program of the copy moves.
@@ -34,8 +41,17 @@ SCALE_VALUES = 8192
 
 ENCODE_WARPS = 4
 
-# Tokens of V that a program rotates.
-ROTATE_TOKENS = 16
+# Of a thread of the kernel that writes sections.
+ENCODE_REGISTERS = 208
+
+
+def rotation_shape(target: Target, padded: int) -> tuple[int, int]:
+    """(tokens, warps) of a program that rotates V.
+
+    A thread that holds all of a token adds within its registers, at a seventh of the cost; of more
+    than 64 channels it would spill.
+    """
+    return (target.lanes, 1) if padded <= 64 else (16, 4)
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,8 @@ class Encoder:
         for levels, width in V_BITS.items():
             inverses[width] = scale_tables(levels)[1]
         self._inverses = torch.from_numpy(inverses).to(device)
+        self._range_bounds = torch.from_numpy(RANGE_BOUNDS.copy()).to(device)
+        self._step_bounds = torch.from_numpy(STEP_BOUNDS.copy()).to(device)
         self._thresholds = torch.from_numpy(mean_square_thresholds()).to(device)
 
     def __call__(
@@ -96,11 +114,13 @@ class Encoder:
         descriptors = torch.empty(shape, dtype=torch.int32, device=device)
         scales = [*self._scales(keys, "rel_k"), *self._scales(values, "rel_v")]
         encode_sections[(sections // layers, layers)](
-            keys, values, self._order, self._inv_step, self._levels,
-            *self._codes(values, sinks), *scales, words, descriptors, tokens, sinks, slot_words,
+            keys, values, self._order, self._inv_step, self._range_bounds, self._step_bounds,
+            self._levels, *self._codes(values, sinks), *scales, words, descriptors,
+            tokens, sinks, slot_words,
             HEADS=self.heads, D=self.head_dim, D_PAD=max(16, _power(self.head_dim)),
             UNIT_V=v_unit(self.head_dim), HYBRID=not isinstance(self.config, PackKVConfig),
             num_warps=ENCODE_WARPS, enable_fp_fusion=False,
+            **Target.of(device).registers(ENCODE_REGISTERS),
         )  # fmt: skip
         starts = torch.zeros(sections + 1, dtype=torch.int64, device=device)
         torch.cumsum(descriptors.view(sections, -1)[:, WORDS], 0, out=starts[1:])
@@ -119,14 +139,14 @@ class Encoder:
             layers, heads, tokens, head_dim, dtype=torch.uint8, device=values.device
         )
         scale_codes = torch.empty(layers, heads, tokens, dtype=torch.int16, device=values.device)
-        span = rotation_span(head_dim)
+        span, padded = rotation_span(head_dim), max(16, _power(head_dim))
+        share, warps = rotation_shape(Target.of(values.device), padded)
         if tokens:
-            quantise_values[(-(-tokens // ROTATE_TOKENS), heads, layers)](
+            quantise_values[(-(-tokens // share), heads, layers)](
                 values, self._levels, self._inverses, self._thresholds, codes, scale_codes,
                 tokens, sinks,
-                HEADS=heads, D=head_dim, D_PAD=max(16, _power(head_dim)), SPAN=span,
-                FACTOR=1 / math.sqrt(span), SHARE=1 / head_dim, TOKENS=ROTATE_TOKENS,
-                enable_fp_fusion=False,
+                HEADS=heads, D=head_dim, D_PAD=padded, SPAN=span, FACTOR=1 / math.sqrt(span),
+                SHARE=1 / head_dim, TOKENS=share, num_warps=warps, enable_fp_fusion=False,
             )  # fmt: skip
         return codes, scale_codes
 

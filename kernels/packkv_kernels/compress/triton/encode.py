@@ -8,12 +8,14 @@ which `gather_sections` closes the gaps.
 import triton
 import triton.language as tl
 
+from packkv_kernels.compress.triton.channels import channel_codes, largest_codes, ranges_fit
 from packkv_kernels.compress.triton.parts import (
     minima_kind,
     write_halves,
     write_head,
     write_minima,
     write_scales,
+    write_steps,
 )
 from packkv_kernels.compress.triton.planes import (
     channel_range,
@@ -30,9 +32,9 @@ _ROW = tl.constexpr(tile.DESCRIPTOR_WORDS)
 
 @triton.jit
 def encode_sections(
-    keys_ptr, values_ptr, order_ptr, inv_step_ptr, levels_ptr, codes_ptr, scale_codes_ptr,
-    k_scales_ptr, k_zeros_ptr, v_scales_ptr, v_zeros_ptr, words_ptr, descriptors_ptr,
-    tokens, sinks, slot_words,
+    keys_ptr, values_ptr, order_ptr, inv_step_ptr, range_bounds_ptr, step_bounds_ptr,
+    levels_ptr, codes_ptr, scale_codes_ptr, k_scales_ptr, k_zeros_ptr, v_scales_ptr, v_zeros_ptr,
+    words_ptr, descriptors_ptr, tokens, sinks, slot_words,
     HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, UNIT_V: tl.constexpr,
     HYBRID: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +43,9 @@ def encode_sections(
     Args:
         keys_ptr, values_ptr: [layers, tokens, HEADS, D], finite and within ±65,504.
         order_ptr, inv_step_ptr: int16, float32 [layers, HEADS, D], of K.
-        levels_ptr: int32 [layers, HEADS], of V; this and the next two are read if HYBRID.
+        range_bounds_ptr, step_bounds_ptr: of `compress.scales`; these and the next three are read
+            if HYBRID.
+        levels_ptr: int32 [layers, HEADS], of V.
         codes_ptr, scale_codes_ptr: of `quantise_values`.
         k_scales_ptr, k_zeros_ptr, v_scales_ptr, v_zeros_ptr: float32 [layers, tokens], of
             `token_scales`, read unless HYBRID.
@@ -77,8 +81,22 @@ def encode_sections(
     t = tl.arange(0, 64)
     inexact = (t >= begin) & (t < end)
     pair = tl.arange(0, D_PAD // 2)
-    k_fits = _fit(k_low0, k_high0, 2 * pair < D) & _fit(k_low1, k_high1, 2 * pair < D)
+    exists = 2 * pair < D
+    k_step0, k_step1 = tl.zeros_like(pair), tl.zeros_like(pair)
     if HYBRID:
+        k_fits = ranges_fit(k_low0, k_high0, range_bounds_ptr, exists)
+        k_fits &= ranges_fit(k_low1, k_high1, range_bounds_ptr, exists)
+        span = tl.maximum(k_high0 - k_low0, k_high1 - k_low1)
+        span = tl.max(tl.reshape(tl.where(k_fits, span, 0.0), (D_PAD // 4, 2)), 1)
+        k_largest = largest_codes(span, range_bounds_ptr)
+        k_top = tl.reshape(tl.broadcast_to(k_largest[:, None], (D_PAD // 4, 2)), (D_PAD // 2,))
+        k_minimum0, k_low0, k_step0, k_inverse0 = channel_codes(
+            k_low0, k_high0, k_top, step_bounds_ptr
+        )
+        k_minimum1, k_low1, k_step1, k_inverse1 = channel_codes(
+            k_low1, k_high1, k_top, step_bounds_ptr
+        )
+        k_fits &= _small(k_minimum0, exists) & _small(k_minimum1, exists)
         code = tl.load(scale_codes_ptr + t, mask=inexact, other=0).to(tl.int32)
         v_fits = tl.max(code, 0) <= 255
         v_low = tl.zeros([D_PAD], tl.float32)
@@ -87,7 +105,12 @@ def encode_sections(
         v_widest = tl.zeros([D_PAD], tl.int32) + (levels - 1)
         v_codes_ptr, v_stride = codes_ptr, D
     else:
+        k_fits = _fit(k_low0, k_high0, exists) & _fit(k_low1, k_high1, exists)
         k_fits &= _zeros_fit(k_zeros_ptr, t, inexact)
+        span = tl.where(k_fits, tl.maximum(k_high0 - k_low0, k_high1 - k_low1), 0.0)
+        k_largest = tl.max(tl.reshape(span, (D_PAD // 4, 2)), 1).to(tl.int32)
+        k_minimum0, k_minimum1 = k_low0, k_low1
+        k_inverse0, k_inverse1, k_top = k_low0, k_low0, pair
         v_low, v_high, _, _ = channel_range(
             values_ptr, HEADS * D, order_ptr, inv_step_ptr, v_scales_ptr, v_zeros_ptr, begin, end,
             D, D_PAD, 1, 1,
@@ -98,14 +121,15 @@ def encode_sections(
         code = t * 0
         v_codes_ptr, v_stride = values_ptr, HEADS * D
     k_low0, k_low1 = tl.where(k_fits, k_low0, 0.0), tl.where(k_fits, k_low1, 0.0)
+    k_minimum0 = tl.where(k_fits, k_minimum0, 0.0)
+    k_minimum1 = tl.where(k_fits, k_minimum1, 0.0)
     v_low = tl.where(v_fits, v_low, 0.0)
-    k_widest = tl.where(k_fits, tl.maximum(k_high0 - k_low0, k_high1 - k_low1), 0.0).to(tl.int32)
-    k_planes = unit_planes(tl.max(tl.reshape(k_widest, (D_PAD // 4, 2)), 1), D // 4)
+    k_planes = unit_planes(tl.where(k_fits, k_largest, 0), D // 4)
     v_widest = tl.where(v_fits, v_widest, 0)
     v_planes = unit_planes(
         tl.max(tl.reshape(v_widest, (D_PAD // UNIT_V, UNIT_V)), 1), D // UNIT_V
     )  # fmt: skip
-    k_kind = tl.where(k_fits, tl.maximum(minima_kind(k_low0), minima_kind(k_low1)), 0)
+    k_kind = tl.where(k_fits, tl.maximum(minima_kind(k_minimum0), minima_kind(k_minimum1)), 0)
     v_kind = k_kind * 0 if HYBRID else tl.where(v_fits, minima_kind(v_low), 0)
     at, flags, v_bitmaps = write_head(
         words_ptr, k_planes, v_planes, end | begin << 8, k_kind, v_kind, k_fits, v_fits,
@@ -119,17 +143,20 @@ def encode_sections(
     at = write_halves(words_ptr, at, values_ptr, HEADS * D, begin, D, D_PAD)
 
     minima = at
-    write_minima(words_ptr + at, k_low0, 2 * pair, k_kind, D)
-    write_minima(words_ptr + at, k_low1, 2 * pair + 1, k_kind, D)
+    write_minima(words_ptr + at, k_minimum0, 2 * pair, k_kind, D)
+    write_minima(words_ptr + at, k_minimum1, 2 * pair + 1, k_kind, D)
     at += (D * k_kind // 4 + 3) // 4 * 4
     scales = at
-    if not HYBRID:
+    if HYBRID:
+        at = write_steps(words_ptr, at, k_step0, k_step1, k_fits, D)
+    else:
         at = write_scales(words_ptr, at, k_scales_ptr, k_zeros_ptr, inexact, k_fits)
     starts, at = _lay_out(row_ptr + 8, at, 2, minima, k_kind, scales, k_fits, k_planes,
-        D, 4, HYBRID)  # fmt: skip
+        D, 4)  # fmt: skip
     write_planes(
         words_ptr, starts, k_planes, keys_ptr, HEADS * D, order_ptr, inv_step_ptr, k_scales_ptr,
-        k_zeros_ptr, k_low0, k_low1, begin, end, k_fits, D, D_PAD, 0, K_KIND, 4,
+        k_zeros_ptr, k_low0, k_low1, k_inverse0, k_inverse1, k_top.to(tl.float32),
+        begin, end, k_fits, D, D_PAD, 0, K_KIND, 4,
     )  # fmt: skip
     at = write_halves(
         words_ptr, at, keys_ptr, HEADS * D, tl.where(k_fits, 0, end), D, D_PAD
@@ -146,10 +173,11 @@ def encode_sections(
     else:
         at = write_scales(words_ptr, at, v_scales_ptr, v_zeros_ptr, inexact, v_fits)
     starts, at = _lay_out(row_ptr + 16, at, v_bitmaps, minima, v_kind, scales, v_fits, v_planes,
-        D, UNIT_V, False)  # fmt: skip
+        D, UNIT_V)  # fmt: skip
     write_planes(
         words_ptr, starts, v_planes, v_codes_ptr, v_stride, order_ptr, inv_step_ptr, v_scales_ptr,
-        v_zeros_ptr, v_low, v_low, begin, end, v_fits, D, D_PAD, 1, 2 if HYBRID else 1, UNIT_V,
+        v_zeros_ptr, v_low, v_low, v_low, v_low, v_low, begin, end, v_fits,
+        D, D_PAD, 1, 2 if HYBRID else 1, UNIT_V,
     )  # fmt: skip
     at = write_halves(
         words_ptr, at, values_ptr, HEADS * D, tl.where(v_fits, 0, end), D, D_PAD
@@ -166,6 +194,13 @@ def _fit(low, high, exists):
 
 
 @triton.jit
+def _small(minimum, exists):
+    """Whether the minima of channels that exist fit int16, the way that the codec counts."""
+    fits = tl.abs(minimum) <= 32767
+    return tl.min((fits | (exists == 0)).to(tl.int32), 0) != 0
+
+
+@triton.jit
 def _zeros_fit(zeros_ptr, t, inexact):
     zero = tl.load(zeros_ptr + t, mask=inexact, other=0.0)
     return tl.min(((zero >= -32768) & (zero <= 32767)).to(tl.int32), 0) != 0
@@ -173,30 +208,30 @@ def _zeros_fit(zeros_ptr, t, inexact):
 
 @triton.jit
 def _lay_out(
-    row_ptr, at, bitmaps, minima, kind, scales, fits, planes,
-    D: tl.constexpr, UNIT: tl.constexpr, NO_SCALES: tl.constexpr,
+    row_ptr, at, bitmaps, minima, kind, scales, fits, planes, D: tl.constexpr, UNIT: tl.constexpr
 ):  # fmt: skip
     """Writes one side of the descriptor; returns (where its five planes begin, their end)."""
     i = tl.arange(0, 8)
     row = tl.where(i == 0, bitmaps, tl.where((i == 1) & (kind != 0), minima, 0))
-    if not NO_SCALES:
-        row = tl.where((i == 2) & fits, scales, row)
-    row = tl.where(i == 3, at, row)
-    a = at
-    c = a + tl.where(fits, D * 4, 0)
+    row = tl.where((i == 2) & fits, scales, row)
+    # the values of a raw tile
+    row = tl.where((i == 3) & (fits == 0), at, row)
     mode, pieces = plane_mode(planes[0], D // UNIT)
+    row = tl.where((i == 3) & (mode != 0), at, row)
+    c = at + pieces * (4 * UNIT)
+    mode, pieces = plane_mode(planes[1], D // UNIT)
     row = tl.where((i == 4) & (mode != 0), c, row)
     b = c + pieces * (2 * UNIT)
-    mode, pieces = plane_mode(planes[1], D // UNIT)
+    mode, pieces = plane_mode(planes[2], D // UNIT)
     row = tl.where((i == 5) & (mode != 0), b, row)
     h1 = b + pieces * (4 * UNIT)
-    mode, pieces = plane_mode(planes[2], D // UNIT)
+    mode, pieces = plane_mode(planes[3], D // UNIT)
     row = tl.where((i == 6) & (mode != 0), h1, row)
     h2 = h1 + pieces * (4 * UNIT)
-    mode, pieces = plane_mode(planes[3], D // UNIT)
+    mode, pieces = plane_mode(planes[4], D // UNIT)
     row = tl.where((i == 7) & (mode != 0), h2, row)
     tl.store(row_ptr + i, row)
-    return (a, c, b, h1, h2), h2 + pieces * (4 * UNIT)
+    return (at, c, b, h1, h2), h2 + pieces * (4 * UNIT)
 
 
 @triton.jit

@@ -5,7 +5,14 @@ import triton.language as tl
 
 from packkv_kernels.compress.triton.planes import bitmap_word, plane_mode
 
-__all__ = ["minima_kind", "write_halves", "write_head", "write_minima", "write_scales"]
+__all__ = [
+    "minima_kind",
+    "write_halves",
+    "write_head",
+    "write_minima",
+    "write_scales",
+    "write_steps",
+]
 
 
 @triton.jit
@@ -14,20 +21,20 @@ def write_head(
     D: tl.constexpr, UNIT_V: tl.constexpr, HYBRID: tl.constexpr,
 ):  # fmt: skip
     """Writes flags, extent and bitmaps; returns (end, flags, where the bitmaps of V begin)."""
-    i = tl.arange(0, 32)
+    i = tl.arange(0, 64)
     flags = k_kind << 16 | v_kind << 18
-    flags |= tl.where(k_fits, 0 if HYBRID else 2 << 20, 1 << 24)
+    flags |= tl.where(k_fits, 3 << 20 if HYBRID else 2 << 20, 1 << 24)
     flags |= tl.where(v_fits, 1 << 22 if HYBRID else 2 << 22, 1 << 25)
-    words = tl.zeros([32], tl.uint32)
+    words = tl.zeros([64], tl.uint32)
     end = 2 + flags * 0
-    for plane in tl.static_range(4):
+    for plane in tl.static_range(5):
         mode, _ = plane_mode(k_planes[plane], D // 4)
-        flags |= mode << (2 * plane)
+        flags |= mode << (2 * plane - 2 if plane else 26)
         words, end = _add_bitmap(words, end, i, k_planes[plane], mode, (D // 4 + 31) // 32)
     v_bitmaps = end
-    for plane in tl.static_range(4):
+    for plane in tl.static_range(5):
         mode, _ = plane_mode(v_planes[plane], D // UNIT_V)
-        flags |= mode << (8 + 2 * plane)
+        flags |= mode << (6 + 2 * plane if plane else 28)
         words, end = _add_bitmap(words, end, i, v_planes[plane], mode, (D // UNIT_V + 31) // 32)
     words = tl.where(i == 0, flags.to(tl.uint32), words)
     words = tl.where(i == 1, extent.to(tl.uint32), words)
@@ -80,6 +87,20 @@ def write_minima(words_ptr, low, channel, kind, D: tl.constexpr):
     tl.store(
         shorts_ptr + channel, low.to(tl.int16), mask=(kind == 2) & (channel < (D + 7) // 8 * 8)
     )
+
+
+@triton.jit
+def write_steps(words_ptr, at, step0, step1, fits, D: tl.constexpr):
+    """Writes the channel steps of K, four bits each, and zeros to 16 bytes; returns the end."""
+    BYTES: tl.constexpr = (D // 2 + 15) // 16 * 16
+    PAIRS: tl.constexpr = step0.shape[0]
+    bytes_ptr = (words_ptr + at).to(tl.pointer_type(tl.uint8))
+    pair, pad = tl.arange(0, PAIRS), PAIRS + tl.arange(0, 16)
+    both = (step0 & 15) | (step1 & 15) << 4
+    both = tl.where(2 * pair < D, both, 0).to(tl.uint8)
+    tl.store(bytes_ptr + pair, both, mask=fits & (pair < BYTES))
+    tl.store(bytes_ptr + pad, tl.zeros([16], tl.uint8), mask=fits & (pad < BYTES))
+    return at + tl.where(fits, BYTES // 4, 0)
 
 
 @triton.jit

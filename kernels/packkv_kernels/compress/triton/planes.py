@@ -2,7 +2,8 @@
 
 A tensor of [lanes, columns] has an element for every word of a dense plane A: of K eight lanes and
 a column for two channels, of V four lanes and a column for each. The sixteen fields of a word are
-visited one by one, so that no bit crosses a thread.
+visited one by one, so that no bit crosses a thread. What belongs to a channel of K comes in twos,
+of channel 2 · column and of channel 2 · column + 1.
 """
 
 import triton
@@ -26,18 +27,18 @@ def _place(field, SIDE: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr
 
 
 @triton.jit
-def _integers(
+def _values(
     values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr, t, channel, inexact,
     D: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """Integer-valued floats, before minima are taken off; see `write_planes`."""
+    """Values before minima are taken off, integers but for KIND 0; see `write_planes`."""
     natural = channel
     if KIND == 0:
         natural = tl.load(order_ptr + channel, mask=channel < D, other=0).to(tl.int32)
     x = tl.load(values_ptr + t * stride + natural, mask=inexact & (channel < D), other=0)
     x = x.to(tl.float32)
     if KIND == 0:
-        x = round_even(x * tl.load(inv_step_ptr + natural, mask=channel < D, other=0.0))
+        x = x * tl.load(inv_step_ptr + natural, mask=channel < D, other=0.0)
     if KIND == 1:
         scale = tl.load(scales_ptr + t, mask=inexact, other=1.0)
         zero = tl.load(zeros_ptr + t, mask=inexact, other=0.0)
@@ -50,7 +51,7 @@ def channel_range(
     values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr, begin, end,
     D: tl.constexpr, D_PAD: tl.constexpr, SIDE: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """Least and largest integer over tokens begin … end, as floats; 0 and 0 without a token.
+    """Least and largest value over tokens begin … end, float32; 0 and 0 without a token.
 
     Returns:
         (low, high) of channel 2 · column and of 2 · column + 1 for K: four of [columns]; for V
@@ -64,7 +65,7 @@ def channel_range(
     for field in range(16):
         t, channel, _, _, h = _place(field, SIDE, LANES, COLUMNS)
         inexact = (t >= begin) & (t < end)
-        x = _integers(values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr,
+        x = _values(values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr,
             t, channel, inexact, D, KIND)  # fmt: skip
         low, high = tl.where(inexact, x, float("inf")), tl.where(inexact, x, float("-inf"))
         low0 = tl.where(h == 0, tl.minimum(low0, low), low0)
@@ -84,13 +85,14 @@ def channel_range(
 
 @triton.jit
 def unit_planes(largest, UNITS: tl.constexpr):
-    """Which units need C, B, H1, H2: four int32 like `largest`, of 0 and 1."""
+    """Which units need A, C, B, H1, H2 for their largest code: five int32 of 0 and 1."""
     exists = tl.arange(0, largest.shape[0]) < UNITS
-    c = ((largest >= 4) & (largest < 8) & exists).to(tl.int32)
+    a = ((largest >= 2) & exists).to(tl.int32)
+    c = (((largest == 1) | (largest >= 4) & (largest < 8)) & exists).to(tl.int32)
     b = ((largest >= 8) & exists).to(tl.int32)
     h1 = ((largest >= 16) & exists).to(tl.int32)
     h2 = ((largest >= 64) & exists).to(tl.int32)
-    return c, b, h1, h2
+    return a, c, b, h1, h2
 
 
 @triton.jit
@@ -111,7 +113,7 @@ def bitmap_word(present, WORD: tl.constexpr):
 @triton.jit
 def write_planes(
     words_ptr, starts, planes, values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr,
-    low0, low1, begin, end, fits,
+    low0, low1, inverse0, inverse1, top, begin, end, fits,
     D: tl.constexpr, D_PAD: tl.constexpr, SIDE: tl.constexpr, KIND: tl.constexpr,
     UNIT: tl.constexpr,
 ):  # fmt: skip
@@ -122,40 +124,53 @@ def write_planes(
         starts: where planes A, C, B, H1, H2 begin.
         planes: of `unit_planes`.
         values_ptr, stride: value [t · stride + natural channel] of a token.
-        low0, low1: minima, of `channel_range`.
+        low0, low1: minima, of `channel_range` or `channel_codes`.
+        inverse0, inverse1, top: of `channel_codes`; read for KIND 0.
         begin, end: the tokens that have codes.
-        KIND: what an integer is. 0: K of hybrid, rint(x · inv_step) in stored order. 1: packkv's
-            rint(x / scale) − zero. 2: a code already, without a minimum.
+        KIND: what a code is. 0: of hybrid's K, rint(x · inv_step · inverse − low) within 0 … top,
+            in stored order. 1: packkv's rint(x / scale) − zero − low. 2: a code already.
     """
     LANES: tl.constexpr = 8 if SIDE == 0 else 4
     COLUMNS: tl.constexpr = D_PAD // 2 if SIDE == 0 else D_PAD
     a = tl.zeros([LANES, COLUMNS], tl.uint32)
     b, c, h1, h2 = a, a, a, a
     parity = tl.arange(0, COLUMNS)[None, :] & 1
+    third_of = _third_bit(planes[0], COLUMNS)
     for field in range(16):
         t, channel, e, j, h = _place(field, SIDE, LANES, COLUMNS)
         inexact = (t >= begin) & (t < end)
-        x = _integers(values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr,
+        x = _values(values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr,
             t, channel, inexact, D, KIND)  # fmt: skip
         low = tl.where(h == 0, low0, low1)[None, :]
+        if KIND == 0:
+            x = round_even(x * tl.where(h == 0, inverse0, inverse1)[None, :] - low)
+            x = tl.minimum(tl.maximum(x, 0.0), top[None, :])
+        else:
+            x = x - low
         coded = inexact & (channel < D) & fits
-        code = tl.where(coded, x - low, 0.0).to(tl.int32).to(tl.uint32)
+        code = tl.where(coded, x, 0.0).to(tl.int32).to(tl.uint32)
         bit = (16 * h + 2 * (e + 2 * j) + 0 * parity).to(tl.uint32)
         third = (16 * h + 4 * j + e + 2 * parity).to(tl.uint32)
         a |= (code & 3) << bit
         b |= ((code >> 2) & 3) << bit
-        c |= ((code >> 2) & 1) << third
+        c |= ((code >> third_of) & 1) << third
         h1 |= ((code >> 4) & 3) << bit
         h2 |= ((code >> 6) & 3) << bit
-    unit = tl.arange(0, D_PAD // UNIT)
-    every = ((unit < D // UNIT) & fits).to(tl.int32)
-    _store_pieces(words_ptr + starts[0], a, every, LANES, UNIT)
+    _store_pieces(words_ptr + starts[0], a, planes[0], LANES, UNIT)
     # two columns share a word of C: their bits are apart
     c = tl.sum(tl.reshape(c, (LANES, COLUMNS // 2, 2)), 2)
-    _store_pieces(words_ptr + starts[1], c, planes[0], LANES, UNIT)
-    _store_pieces(words_ptr + starts[2], b, planes[1], LANES, UNIT)
-    _store_pieces(words_ptr + starts[3], h1, planes[2], LANES, UNIT)
-    _store_pieces(words_ptr + starts[4], h2, planes[3], LANES, UNIT)
+    _store_pieces(words_ptr + starts[1], c, planes[1], LANES, UNIT)
+    _store_pieces(words_ptr + starts[2], b, planes[2], LANES, UNIT)
+    _store_pieces(words_ptr + starts[3], h1, planes[3], LANES, UNIT)
+    _store_pieces(words_ptr + starts[4], h2, planes[4], LANES, UNIT)
+
+
+@triton.jit
+def _third_bit(has_a, COLUMNS: tl.constexpr):
+    """Which bit of a code lies in plane C, uint32 [1, columns]: 2 where its unit has A, else 0."""
+    UNITS: tl.constexpr = has_a.shape[0]
+    by_column = tl.broadcast_to((2 * has_a)[:, None], (UNITS, COLUMNS // UNITS))
+    return tl.reshape(by_column, (1, COLUMNS)).to(tl.uint32)
 
 
 @triton.jit

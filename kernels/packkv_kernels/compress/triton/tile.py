@@ -9,7 +9,7 @@ import triton.language as tl
 
 from packkv_kernels.format import tile
 
-__all__ = ["load_codes", "load_exact", "load_scales"]
+__all__ = ["load_codes", "load_exact", "load_scales", "octaves", "signed"]
 
 _FLAGS = tl.constexpr(tile.FLAGS)
 _SINKS = tl.constexpr(tile.SINKS)
@@ -26,12 +26,12 @@ _PLANE_A = tl.constexpr(tile.PLANE_A)
 def load_codes(
     words_ptr, row_ptr, t, channel, SIDE: tl.constexpr, D: tl.constexpr, UNIT: tl.constexpr
 ):  # fmt: skip
-    """int32 [tokens, channels]: code + minimum, by stored channel; zeros past D.
+    """(code + minimum, channel step), float32 [tokens, channels] and [1, channels].
 
     Args:
         words_ptr: first word of the section.
         row_ptr: its descriptor.
-        t, channel: int32 [tokens, 1] and [1, channels].
+        t, channel: int32 [tokens, 1] and [1, channels], stored; zeros come back past D.
         SIDE: 0 for K, 1 for V.
         UNIT: channels that share a width.
     """
@@ -40,29 +40,62 @@ def load_codes(
     inside = (channel < D) & (t < 64)
     unit, i = channel // UNIT, channel % UNIT
     word, bit, third, third_bit = _positions(t, i, SIDE, UNIT)
-    at = tl.load(side_ptr + _PLANE_A) + unit * (4 * UNIT) + word
-    codes = (tl.load(words_ptr + at, mask=inside, other=0) >> bit) & 3
     bitmap = tl.load(side_ptr + _BITMAPS)
-    for plane in tl.static_range(4):
-        mode = (flags >> (8 * SIDE + 2 * plane)) & 3
+    codes = tl.zeros_like(t + channel).to(tl.uint32)
+    parts = tl.full([1, 1], 0.25, tl.float32)
+    shift = tl.zeros_like(channel)
+    for plane in tl.static_range(5):
+        mode = (flags >> (8 * SIDE + 2 * plane - 2 if plane else 26 + 2 * SIDE)) & 3
         present, rank = _unit_rank(words_ptr + bitmap, mode, unit, (D // UNIT + 31) // 32)
-        start = tl.load(side_ptr + _PLANE_A + 1 + plane)
-        if plane == 0:
+        start = tl.load(side_ptr + _PLANE_A + plane)
+        if plane == 1:
             at = start + rank * (2 * UNIT) + third
             field = (tl.load(words_ptr + at, mask=present & inside, other=0) >> third_bit) & 1
-            codes |= field << 2
+            codes |= field << shift
         else:
             at = start + rank * (4 * UNIT) + word
             field = (tl.load(words_ptr + at, mask=present & inside, other=0) >> bit) & 3
-            codes |= field << (2 * plane)
+            codes |= field << (2 * plane - 2 if plane else 0)
+        if plane == 0:
+            shift = tl.where(present, 2, 0)
+        if plane == 2:
+            parts = tl.where(present, 1.0, 0.25)
         bitmap += tl.where(mode == 2, (D // UNIT + 31) // 32, 0)
+    low = _load_minima(words_ptr + tl.load(side_ptr + _MINIMA), flags, channel, SIDE, D)
+    stepped = ((flags >> (20 + 2 * SIDE)) & 3) == 3
+    at = words_ptr + tl.load(side_ptr + _SCALES) + (channel >> 3)
+    steps = tl.load(at, mask=(channel < D) & stepped, other=0) >> (4 * (channel & 7))
+    codes = codes.to(tl.int32).to(tl.float32) + low * tl.where(stepped, parts, 1.0)
+    return codes, octaves(signed(steps))
+
+
+@triton.jit
+def _load_minima(start_ptr, flags, channel, SIDE: tl.constexpr, D: tl.constexpr):
+    """float32 like `channel`."""
     kind = (flags >> (16 + 2 * SIDE)) & 3
-    start = words_ptr + tl.load(side_ptr + _MINIMA)
-    at = start.to(tl.pointer_type(tl.int8)) + channel
+    at = start_ptr.to(tl.pointer_type(tl.int8)) + channel
     short = tl.load(at, mask=(channel < D) & (kind == 1), other=0).to(tl.int32)
-    at = start.to(tl.pointer_type(tl.int16)) + channel
+    at = start_ptr.to(tl.pointer_type(tl.int16)) + channel
     long = tl.load(at, mask=(channel < D) & (kind == 2), other=0).to(tl.int32)
-    return codes.to(tl.int32) + short + long
+    return (short + long).to(tl.float32)
+
+
+@triton.jit
+def signed(steps):
+    """The lowest four bits of each uint32, two's complement, as int32."""
+    return ((steps & 15) ^ 8).to(tl.int32) - 8
+
+
+@triton.jit
+def octaves(e):
+    """float32(2^(e/8)) of int32 e; the same bits as a table made in float64."""
+    first = tl.where((e & 1) != 0, 0x3F8B95C2, 0x3F800000)
+    second = tl.where((e & 1) != 0, 0x3FA5FED7, 0x3F9837F0)
+    third = tl.where((e & 1) != 0, 0x3FC5672A, 0x3FB504F3)
+    fourth = tl.where((e & 1) != 0, 0x3FEAC0C7, 0x3FD744FD)
+    low, high = tl.where((e & 2) != 0, second, first), tl.where((e & 2) != 0, fourth, third)
+    bits = tl.where((e & 4) != 0, high, low) + ((e >> 3) << 23)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -109,7 +142,7 @@ def _popcount(x):
 
 @triton.jit
 def load_scales(words_ptr, row_ptr, steps_ptr, middle, t, SIDE: tl.constexpr):
-    """(zero, scale), float32 like t: a value is (code + minimum + zero) · scale.
+    """(zero, scale), float32 like t: a value is (code + minimum + zero) · scale · channel step.
 
     Args:
         steps_ptr: float32 [256], scale of each scale code of V.
@@ -125,7 +158,7 @@ def load_scales(words_ptr, row_ptr, steps_ptr, middle, t, SIDE: tl.constexpr):
     at = start.to(tl.pointer_type(tl.int16)) + 128 + t
     zero = tl.load(at, mask=(kind == 2) & (t < 64), other=0).to(tl.float32)
     zero = tl.where(kind == 1, -middle, zero)
-    return zero, tl.where(kind == 0, 1.0, tl.where(kind == 1, log, exact))
+    return zero, tl.where(kind == 1, log, tl.where(kind == 2, exact, 1.0))
 
 
 @triton.jit

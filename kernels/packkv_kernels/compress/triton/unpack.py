@@ -27,8 +27,8 @@ def load_k_tokens(
     inside = channel < D
     order = tl.load(order_ptr + channel, mask=inside, other=0).to(tl.int32)
     zero, scale = load_scales(words_ptr, row_ptr, steps_ptr, 0.0, t, 0)
-    codes = load_codes(words_ptr, row_ptr, t, channel, 0, D, 4)
-    values = (codes.to(tl.float32) + zero) * scale
+    codes, channel_step = load_codes(words_ptr, row_ptr, t, channel, 0, D, 4)
+    values = (codes + zero) * scale * channel_step
     exact, kept = load_exact(words_ptr, row_ptr, t, order, inside, 0, D)
     if NATURAL:
         values *= tl.load(step_ptr + order, mask=inside, other=0.0)
@@ -49,8 +49,8 @@ def load_v_tokens(
         SPAN, FACTOR: of the rotation; SPAN 1 for codecs without one.
     """
     zero, scale = load_scales(words_ptr, row_ptr, steps_ptr, middle, t, 1)
-    codes = load_codes(words_ptr, row_ptr, t, channel, 1, D, UNIT)
-    values = tl.where(channel < D, (codes.to(tl.float32) + zero) * scale, 0.0)
+    codes, _ = load_codes(words_ptr, row_ptr, t, channel, 1, D, UNIT)
+    values = tl.where(channel < D, (codes + zero) * scale, 0.0)
     exact, kept = load_exact(words_ptr, row_ptr, t, channel, channel < D, 1, D)
     if SPAN > 1:
         if NATURAL:
