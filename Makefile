@@ -9,7 +9,7 @@ STAMP  := .venv/.set-up
 PROTOS := $(wildcard protos/packkv_protos/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup redis demo test pytest fmt lint types layers protos protos-check serve clean
+.PHONY: help setup redis demo test pytest soak fmt lint types layers protos protos-check serve clean
 
 help:         ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ demo: setup   ## two workers share a prefix through a store: make demo ARGS="--p
 test: setup lint types layers pytest ## everything that must hold: style, types, layers, tests
 pytest: setup ## the tests alone: make pytest ARGS="-k lease"
 	$(BIN)/pytest $(ARGS)
+
+soak: setup   ## stores and clients killed at any point, for hours: make soak ROUNDS=300
+	$(BIN)/pytest -m soak --soak-rounds $(or $(ROUNDS),300) tests/e2e/faults $(ARGS)
 
 lint: setup   ## ruff
 	$(BIN)/ruff check .

@@ -55,6 +55,7 @@ HOUSEKEEPING_SECONDS = 1.0
 MAX_PROFILES_BYTES = 256 << 20
 # The largest message is a profile; the largest list of hashes is 0.6 MiB.
 MAX_MESSAGE_BYTES = MAX_PROFILE_BYTES + (64 << 10)
+AHEAD_BYTES = 2 << 20
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -64,6 +65,10 @@ CHANNEL_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # what a Put may send ahead of what is taken from it; gRPC's own guess, which grows when this
+    # process is busy, had 60 MiB a stream
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", AHEAD_BYTES),
 ]
 MAX_CALLS = 1024
 NONCE_BYTES = 16

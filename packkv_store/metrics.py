@@ -13,6 +13,7 @@ from packkv_store.block import ChainHash, Span
 from packkv_store.store import Downloading, Store, Uploading
 from packkv_store.store.answers import (
     BlockAnswer,
+    Listed,
     Located,
     Match,
     MissReason,
@@ -139,6 +140,10 @@ class MeteredStore:
     async def clear(self, root_hash: bytes | None) -> tuple[int, int]:
         with self.calls.timed("clear"):
             return await self.inner.clear(root_hash)
+
+    async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
+        with self.calls.timed("list"):
+            return await self.inner.page(tenant, after, limit)
 
     async def stats(self) -> StoreStats:
         stats = await self.inner.stats()

@@ -20,6 +20,21 @@ settings.register_profile("packkv", deadline=None)
 settings.load_profile("packkv")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak-rounds",
+        type=int,
+        default=2,
+        help="how often each soak test kills something; `make soak` says hundreds",
+    )
+
+
+@pytest.fixture(scope="session")
+def soak_rounds(pytestconfig: pytest.Config) -> int:
+    """How many rounds a test with the marker `soak` takes."""
+    return int(pytestconfig.getoption("--soak-rounds"))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the working tree."""

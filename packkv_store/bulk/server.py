@@ -5,7 +5,6 @@ import logging
 import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 from packkv_protos.bulk.wire import Wire
 from packkv_store.bulk.session import Session
@@ -34,7 +33,6 @@ class Bulk:
         self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="packkv-bulk")
         self._tls: ssl.SSLContext | None = None
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
         self._sessions: dict[Session, asyncio.Task[None]] = {}
         self.port = 0
 
@@ -49,16 +47,15 @@ class Bulk:
         except OSError as error:
             raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from None
         self.port = self._listener.getsockname()[1]
-        self._accepting = asyncio.ensure_future(self._accept(self._listener))
+        self._watch(self._listener)
         log.info("bulk path on port %d", self.port)
 
     async def stop(self, grace_seconds: float) -> None:
         """Takes no more calls, lets running ones end within the grace, closes every connection."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
-        if self._listener is not None:
-            self._listener.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
         running = set(self._sessions.values())
         for session, task in self._sessions.items():
             if session.leave():
@@ -70,21 +67,32 @@ class Bulk:
             await asyncio.wait(running)
         self._threads.shutdown(wait=True)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                log.warning("a bulk connection cannot be taken: %s", error)
-                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
-                continue
-            if len(self._sessions) >= MAX_CONNECTIONS and not self._dismiss_one():
-                sock.close()
-                continue
-            # a peer may be gone before its connection has been looked at
-            with suppress(OSError):
-                self._begin(Wire(sock))
+    def _watch(self, listener: socket.socket) -> None:
+        # by a callback: of a task that is cancelled, a connection just taken would be lost unclosed
+        if listener.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            log.warning("a bulk connection cannot be taken: %s", error)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(ACCEPT_PAUSE_SECONDS, self._watch, listener)
+            return
+        if len(self._sessions) >= MAX_CONNECTIONS and not self._dismiss_one():
+            sock.close()
+            return
+        try:
+            wire = Wire(sock)
+        except OSError:
+            # the peer was gone before its connection has been looked at
+            sock.close()
+            return
+        self._begin(wire)
 
     def _begin(self, wire: Wire) -> None:
         session = Session(

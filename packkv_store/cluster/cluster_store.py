@@ -13,7 +13,7 @@ from packkv_store.cluster.plan import Part, runs_from
 from packkv_store.cluster.puller import Puller
 from packkv_store.cluster.shared_profiles import SharedProfiles
 from packkv_store.index import Index
-from packkv_store.store.answers import Located, Match, MissReason, StoreStats
+from packkv_store.store.answers import Listed, Located, Match, MissReason, StoreStats
 from packkv_store.store.block_store import BlockStore
 from packkv_store.store.download import Download
 from packkv_store.store.upload import Upload
@@ -111,6 +111,9 @@ class ClusterStore:
 
     async def clear(self, root_hash: bytes | None) -> tuple[int, int]:
         return await self.inner.clear(root_hash)
+
+    async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
+        return await self.inner.page(tenant, after, limit)
 
     async def stats(self) -> StoreStats:
         return replace(await self.inner.stats(), index_up=self.index.is_up)

@@ -25,6 +25,7 @@ class AdminService:
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Stats": unary(self.Stats, pb.StatsRequest.FromString, pb.StatsReply.SerializeToString),
             "Clear": unary(self.Clear, pb.ClearRequest.FromString, pb.ClearReply.SerializeToString),
+            "List": unary(self.List, pb.ListRequest.FromString, pb.ListReply.SerializeToString),
         }
         name = pb.DESCRIPTOR.services_by_name["Admin"].full_name
         return grpc.method_handlers_generic_handler(name, methods)
@@ -41,6 +42,13 @@ class AdminService:
             root = checked.digest("root_hash", request.root_hash) if request.root_hash else None
             blocks, size = await self._store.clear(root)
         return pb.ClearReply(blocks=blocks, bytes=size)
+
+    async def List(self, request: pb.ListRequest, context: Context) -> pb.ListReply:
+        async with status_errors(context):
+            tenant = self._access.admin(checked.bearer_token(context))
+            after, limit = checked.page(request.after, request.limit)
+            blocks = await self._store.page(tenant, after, limit)
+        return pb.ListReply(blocks=[pb.ListedBlock(**block._asdict()) for block in blocks])
 
 
 def _stats_reply(stats: StoreStats) -> pb.StatsReply:

@@ -8,6 +8,7 @@ from packkv_store.errors import LimitExceeded, RequestError
 from packkv_store.rpc.status import Context
 
 MAX_HASHES = 16_384
+MAX_PAGE = 4096
 MAX_FRAME_BYTES = 1 << 20
 MAX_PROFILE_BYTES = 16 << 20
 MAX_U16 = 65_535
@@ -31,6 +32,15 @@ def digest(field: str, value: bytes) -> bytes:
     if len(value) != HASH_BYTES:
         raise RequestError(field, f"{len(value)} bytes", "32 bytes")
     return value
+
+
+def page(after: bytes, limit: int) -> tuple[bytes, int]:
+    """Where a page begins, and how many blocks it may have."""
+    if after:
+        digest("after", after)
+    if limit > MAX_PAGE:
+        raise LimitExceeded("limit", limit, MAX_PAGE)
+    return after, limit or MAX_PAGE
 
 
 def span(field: str, value: pb.Range) -> Span:

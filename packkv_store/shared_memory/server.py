@@ -37,7 +37,6 @@ class SharedMemory:
         self._nonce = nonce
         self._threads = ThreadPoolExecutor(config.io_threads, thread_name_prefix="packkv-memory")
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self.path = ""
 
@@ -56,16 +55,15 @@ class SharedMemory:
             log.warning("no shared memory: %s", error)
             return
         self.path = str(path)
-        self._accepting = asyncio.ensure_future(self._accept(self._listener))
+        self._watch(self._listener)
         log.info("shared memory at %s", path)
 
     async def stop(self, grace_seconds: float) -> None:
         """Takes no more calls, lets running ones end within the grace, closes every connection."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
-        if self._listener is not None:
-            self._listener.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
             with suppress(OSError):
                 os.unlink(self.path)
         for task, session in self._sessions.items():
@@ -82,25 +80,37 @@ class SharedMemory:
         arenas = [self._store.arena(tenant) for tenant in self._access.tenants]
         return sys.platform == "linux" and any(arena.fd is not None for arena in arenas)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                log.warning("a connection to the shared memory cannot be taken: %s", error)
-                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
-                continue
-            if len(self._sessions) >= MAX_CONNECTIONS and not self._dismiss_one():
-                sock.close()
-                continue
-            wire = Wire(sock, STALL_SECONDS)
-            session = Session(
-                wire, self._store, self._access, self._threads, self._config.stream_seconds
-            )
-            task = asyncio.ensure_future(session.serve(self._nonce))
-            self._sessions[task] = session
-            task.add_done_callback(self._sessions.pop)
+    def _watch(self, listener: socket.socket) -> None:
+        # by a callback: of a task that is cancelled, a connection just taken would be lost unclosed
+        if listener.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            log.warning("a connection to the shared memory cannot be taken: %s", error)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(ACCEPT_PAUSE_SECONDS, self._watch, listener)
+            return
+        if len(self._sessions) >= MAX_CONNECTIONS and not self._dismiss_one():
+            sock.close()
+            return
+        wire = Wire(sock, STALL_SECONDS)
+        session = Session(
+            wire, self._store, self._access, self._threads, self._config.stream_seconds
+        )
+        task = asyncio.ensure_future(session.serve(self._nonce))
+        self._sessions[task] = session
+        task.add_done_callback(lambda task: self._ended(task, wire))
+
+    def _ended(self, task: asyncio.Task[None], wire: Wire) -> None:
+        self._sessions.pop(task)
+        # a task that was cancelled before it began has closed nothing
+        wire.close()
 
     def _dismiss_one(self) -> bool:
         """Closes the connection that has been idle for the longest time."""

@@ -7,6 +7,7 @@ from typing import Protocol
 from packkv_store.block import ChainHash, Span
 from packkv_store.store.answers import (
     BlockAnswer,
+    Listed,
     Located,
     Match,
     PutResult,
@@ -103,6 +104,10 @@ class Store(Giving, Protocol):
 
     async def clear(self, root_hash: bytes | None) -> tuple[int, int]:
         """Removes one namespace's blocks, or all; answers blocks and payload bytes."""
+
+    async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
+        """At most `limit` of the tenant's blocks on this node, ascending by chain hash, those
+        after `after` (empty: from the first). An empty page is behind the last one."""
 
     async def stats(self) -> StoreStats:
         """The state of the node."""

@@ -74,6 +74,17 @@ class Located:
     extents: Extents | None
 
 
+class Listed(NamedTuple):
+    """A block of this node, as its operator sees it."""
+
+    chain_hash: ChainHash
+    root_hash: bytes
+    length: int
+    first_token: int
+    tokens: int
+    tiers: list[TierName]
+
+
 @dataclass(frozen=True, slots=True)
 class TierStats:
     """How full a tier is."""

@@ -4,15 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from heapq import nsmallest
+from operator import attrgetter
 
 import numpy as np
 
-from packkv_store.block import BlockKey, ChainHash, Span, block_key
+from packkv_store.block import BlockKey, ChainHash, Span, block_key, chain_hash_of
 from packkv_store.clock import Clock
 from packkv_store.lease import LeaseTable
 from packkv_store.profiles import Profiles
 from packkv_store.store.answers import (
     BlockAnswer,
+    Listed,
     Located,
     Match,
     MissReason,
@@ -163,6 +166,22 @@ class BlockStore:
         await self.residents.retire(going)
         return len(going), sum(block.length for block in going)
 
+    async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
+        # a table of millions is sorted beside the event loop
+        table = self.residents.table.all()
+        blocks = await self.run(_first_of, table, tenant.tag, after, limit)
+        return [
+            Listed(
+                chain_hash_of(block.key),
+                block.root_hash,
+                block.length,
+                block.first_token,
+                block.tokens,
+                self.residents.tiers(block),
+            )
+            for block in blocks
+        ]
+
     async def stats(self) -> StoreStats:
         return StoreStats(
             self.node,
@@ -217,6 +236,17 @@ class BlockStore:
         ]
         groups = await self.run(lay_out, parts, layers, heads, 1)
         return groups[0].extents if groups else np.empty((0, 3), np.uint32)
+
+
+def _first_of(blocks: Sequence[Block], tag: bytes, after: bytes, limit: int) -> list[Block]:
+    """The first blocks of a tenant behind `after`, by name, without those that are leaving."""
+    low = tag + after
+    behind = (
+        block
+        for block in blocks
+        if block.key > low and block.key.startswith(tag) and not block.leaving
+    )
+    return nsmallest(limit, behind, key=attrgetter("key"))
 
 
 def _answer(found: Block | None, wanted: Block | None) -> BlockAnswer:

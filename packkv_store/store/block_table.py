@@ -75,13 +75,19 @@ class BlockTable:
         """Oldest first."""
         return list(self._blocks.values())
 
-    def expired(self, before: float) -> list[Block]:
-        """Blocks stored before that wall time; blocks are added in the order they are stored."""
+    def expired(self, now: float, ttl_seconds: float) -> list[Block]:
+        """Blocks stored longer ago than that, of the wall clock; they are added in the order in
+        which they are stored."""
         old = []
         for block in self._blocks.values():
-            if block.stored_at >= before:
+            if block.stored_at > now:
+                # the clock was ahead when it was stored: its time begins now, and it must not hide
+                # those that came after it
+                block.stored_at = now
+            elif block.stored_at + ttl_seconds >= now:
                 break
-            old.append(block)
+            else:
+                old.append(block)
         return old
 
     def expect(self, child: BlockKey, parent: BlockKey) -> None:

@@ -19,6 +19,9 @@ from packkv_store.tiers.ram import RamTier
 
 log = logging.getLogger(__name__)
 
+# Several writes can meet a full disk at one time, and what one was given the others may be refused.
+WRITE_TRIES = 4
+
 
 class Residents:
     """Blocks in RAM and, if there is a disk tier, on disk. Every block is written through to
@@ -98,6 +101,12 @@ class Residents:
         """The fastest tier that has the block."""
         return TierName.RAM if self.in_ram(block) else TierName.DISK
 
+    def tiers(self, block: Block) -> list[TierName]:
+        """Where the block is, fastest first; nowhere once it has left."""
+        on_disk = self.disk is not None and block in self.disk
+        places = ((TierName.RAM, self.in_ram(block)), (TierName.DISK, on_disk))
+        return [tier for tier, is_there in places if is_there]
+
     async def admit(
         self,
         key: BlockKey,
@@ -170,7 +179,7 @@ class Residents:
     async def expire(self) -> None:
         """Retires blocks that are past their time to live."""
         if self._ttl > 0:
-            old = self.table.expired(self._clock.wall() - self._ttl)
+            old = self.table.expired(self._clock.wall(), self._ttl)
             old = [block for block in old if not block.leaving]
             self.tally.expired += len(old)
             await self.retire(old)
@@ -218,22 +227,26 @@ class Residents:
         await self.ram_of(block.key).add(block, in_ram)
 
     async def _write_through(self, key: BlockKey, extent: Extent, length: int) -> Extent | None:
-        for is_last_try in (False, True):
-            if self.disk is None:
-                break
-            on_disk = await self.disk.reserve(length)
-            payload = self.ram_of(key).tier.view(extent, length)
-            try:
-                await self._run(self.disk.tier.write, key, on_disk, payload, self._clock.wall())
-            except TierFailure:
-                self.tally.failures[TierName.DISK] += 1
-                await self._give_back_on_disk(on_disk)
-                # a tier that met a full disk has become smaller: evicting may make room now
-                if is_last_try:
-                    raise
-            else:
-                return on_disk
-        return None
+        if self.disk is None:
+            return None
+        payload = self.ram_of(key).tier.view(extent, length)
+        refused: list[Extent] = []
+        try:
+            while True:
+                on_disk = await self.disk.reserve(length)
+                try:
+                    await self._run(self.disk.tier.write, key, on_disk, payload, self._clock.wall())
+                except TierFailure:
+                    self.tally.failures[TierName.DISK] += 1
+                    refused.append(on_disk)
+                    # a tier that met a full disk has become smaller: evicting may make room now,
+                    # at another place
+                    if len(refused) == WRITE_TRIES:
+                        raise
+                else:
+                    return on_disk
+        finally:
+            await self.disk.give_back(*refused)
 
     async def _give_back_on_disk(self, on_disk: Extent | None) -> None:
         if self.disk is not None and on_disk is not None:

@@ -147,8 +147,10 @@ class DiskTier:
     def _stay_inside_what_is_written(self) -> None:
         # bytes that were written before have their place on the disk and can be written again;
         # whether others have freed some is asked once in a while
-        self._extents.limit = min(self._extents.limit, self._file.size() // PAGE * PAGE)
+        written = self._file.size() // PAGE * PAGE
+        # the time first: `reserve`, which the event loop calls meanwhile, lifts a limit without one
         self._full_until = self._clock.monotonic() + RETRY_SECONDS
+        self._extents.limit = min(self._extents.limit, written)
 
     def _head(self, row: Row) -> PayloadHead | None:
         end = row.offset + extent_size(row.length)

@@ -4,6 +4,7 @@
 72 stored at f64   80 sequence u64   88 zeros   112 XXH3-128 of bytes 0 … 112
 """
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ class Table:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._free: list[int] = []
         self._next = 0
+        # a byte for each row: whether its place in the file may hold something
+        self._is_written = bytearray()
 
     def place(self) -> int | None:
         """A free row, or None when all are taken."""
@@ -50,6 +53,7 @@ class Table:
         if self._next >= self.max_rows:
             return None
         self._next += 1
+        self._is_written.append(False)
         return self._next - 1
 
     def free(self, number: int) -> None:
@@ -59,17 +63,23 @@ class Table:
         """At the start: these rows are in use and all others are free."""
         self._next = max(numbers, default=-1) + 1
         self._free = [number for number in range(self._next) if number not in numbers]
+        del self._is_written[self._next :]
 
     def write(self, number: int, row: Row) -> None:
         fields = FIELDS.pack(MAGIC, *row)
         self._put(number, fields + xxhash.xxh3_128_digest(fields))
 
     def clear(self, number: int) -> None:
-        self._put(number, CLEAR)
+        # on a full disk there may be no place even for zeros, and where nothing is they are there
+        if self._is_written[number]:
+            self._put(number, CLEAR)
+            self._is_written[number] = False
 
     def rows(self) -> Iterator[tuple[int, Row | None]]:
-        """Every row that is not clear; None for one that is damaged or beyond the last allowed."""
+        """At the start: every row that is not clear; None for one that is damaged or beyond the
+        last allowed."""
         raw = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+        self._is_written = bytearray([True]) * (len(raw) // ROW_BYTES)
         for number in range(len(raw) // ROW_BYTES):
             row = raw[number * ROW_BYTES : (number + 1) * ROW_BYTES]
             if row == CLEAR:
@@ -90,4 +100,8 @@ class Table:
         os.close(self._fd)
 
     def _put(self, number: int, row: bytes) -> None:
-        os.pwrite(self._fd, row, number * ROW_BYTES)
+        done = os.pwrite(self._fd, row, number * ROW_BYTES)
+        # a call that fails has written nothing
+        self._is_written[number] = True
+        if done < ROW_BYTES:
+            raise OSError(errno.ENOSPC, f"{done} of {ROW_BYTES} bytes of a row are written")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TOKENS = list(range(64 * 3))
 NOWHERE = "127.0.0.1:1"
-COMMANDS = ["serve", "ping", "stats", "clear", "match", "inspect", "doctor"]
+COMMANDS = ["serve", "ping", "stats", "clear", "match", "inspect", "verify", "doctor"]
 
 
 def packkv(*arguments: object, answer: str | None = None) -> Result:
@@ -115,6 +115,43 @@ def test_stats(stored: str) -> None:
     text = packkv("stats", "--target", stored).stdout
     assert "2 blocks" in text
     assert "ram" in text
+
+
+def test_a_watch_goes_on_until_ctrl_c(stored: str) -> None:
+    command = [sys.executable, "-c", "from packkv.cli import main; main()", "stats", "--watch"]
+    command += ["--every", "0.05", "--json", "--target", stored]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        try:
+            assert watch.stdout is not None
+            looks = [json.loads(watch.stdout.readline()) for _ in range(3)]
+            watch.send_signal(signal.SIGINT)
+            watch.communicate(timeout=60)
+        finally:
+            watch.kill()
+    assert watch.returncode == 0
+    assert [look["blocks"] for look in looks] == [2, 2, 2]
+    assert looks[0]["uptime_s"] < looks[1]["uptime_s"] < looks[2]["uptime_s"]
+
+
+def test_a_watch_outlives_the_store(own_store: StoreProcess) -> None:
+    command = [sys.executable, "-c", "from packkv.cli import main; main()", "--timeout", "1"]
+    command += ["stats", "--watch", "--every", "0.05", "--json", "--target", own_store.target]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        try:
+            assert watch.stdout is not None
+            assert json.loads(watch.stdout.readline())["blocks"] == 0
+            own_store.kill()
+            while "error" not in (look := json.loads(watch.stdout.readline())):
+                pass
+            assert own_store.target in look["error"]
+            own_store.start(own_store.target)
+            while "error" in json.loads(watch.stdout.readline()):
+                pass
+            watch.send_signal(signal.SIGINT)
+            watch.communicate(timeout=60)
+        finally:
+            watch.kill()
+    assert watch.returncode == 0
 
 
 @pytest.mark.parametrize("name", ["tokens.json", "tokens.txt", "hashes.txt"])

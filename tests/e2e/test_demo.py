@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,14 +75,41 @@ def test_raw_gives_the_very_tokens_of_the_uncached_run(figures: dict[str, Any]) 
     assert figures["top1_agreement"] == 1
 
 
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server: `make setup`")
+@pytest.mark.parametrize(
+    "figures", [["--codec", "raw", "--nodes", "2", "--index", "redis"]], ids=["raw"], indirect=True
+)
+def test_over_two_nodes_the_tokens_are_the_very_same(figures: dict[str, Any]) -> None:
+    assert_contract(figures, "raw")
+    assert (figures["nodes"], figures["index"]) == (2, "redis")
+    assert figures["greedy_equal_tokens"] == figures["greedy_tokens"] > 0
+
+
+def test_without_redis_two_nodes_say_what_to_install(tmp_path: Path, smollm2: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--model", str(smollm2), "--nodes", "2", "--index", "redis"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert "apt-get install redis-server" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["--codec", "hybird"], "no codec is called 'hybird'"),
         (["--model", "/nowhere"], "no model at /nowhere"),
         (["--text", "/nowhere"], "cannot read the text /nowhere"),
+        (["--nodes", "2"], "2 nodes find each other through Redis: --index redis"),
+        (["--index", "memcached"], "there are: embedded, redis"),
+        (["--nodes", "2", "--store", "127.0.0.1:1", "--index", "redis"], "a store that runs"),
     ],
-    ids=["codec", "model", "text"],
+    ids=["codec", "model", "text", "nodes", "index", "store"],
 )
 def test_a_wrong_option_is_one_sentence(options: list[str], sentence: str, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
@@ -100,21 +128,32 @@ def test_a_text_that_is_too_short_is_refused(tmp_path: Path, smollm2: Path) -> N
     assert "too few for a shared prefix of 2,048" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_an_interrupted_demo_leaves_no_process_behind(number: int, smollm2: Path) -> None:
+CLUSTER = ["--nodes", "2", "--index", "redis"]
+
+
+@pytest.mark.parametrize(
+    ("number", "options", "count"),
+    [(signal.SIGTERM, [], 2), (signal.SIGINT, [], 2), (signal.SIGTERM, CLUSTER, 4)],
+    ids=["SIGTERM", "SIGINT", "nodes"],
+)
+def test_an_interrupted_demo_leaves_no_process_behind(
+    number: int, options: list[str], count: int, smollm2: Path
+) -> None:
+    if options and shutil.which("redis-server") is None:
+        pytest.skip("no redis-server: `make setup`")
     demo = subprocess.Popen(
-        [*COMMAND, "--model", str(smollm2)],
+        [*COMMAND, "--model", str(smollm2), *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         # a shell that runs the tests in the background has SIGINT ignored, and children inherit it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        children = wait_for_children(demo.pid, count=2)
+        children = wait_for_children(demo.pid, count)
         os.kill(demo.pid, number)
         assert demo.wait(60) != 0
         gone, alive = psutil.wait_procs(children, timeout=10)
-        assert len(gone) == 2
+        assert len(gone) == count
         assert alive == []
     finally:
         demo.kill()
@@ -122,7 +161,7 @@ def test_an_interrupted_demo_leaves_no_process_behind(number: int, smollm2: Path
 
 
 def wait_for_children(pid: int, count: int) -> list[psutil.Process]:
-    """The store and the first worker, as soon as both run."""
+    """Everything up to the first worker, as soon as all of it runs."""
     ends_at = time.monotonic() + 120
     while time.monotonic() < ends_at:
         children = psutil.Process(pid).children()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def multiply_pairs(a: int, b: int) -> int:
     return int(product.view("<u4")[0])
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[..., int]] = {
     "and.b32": lambda a, b: a & b,
     "xor.b32": lambda a, b: a ^ b,
     "mov.b32": lambda a: a,

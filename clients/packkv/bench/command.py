@@ -6,6 +6,8 @@ import typer
 
 from packkv.bench.codec import command as codec
 from packkv.bench.kernels import command as kernels
+from packkv.bench.store import command as store
+from packkv.bench.ttft import command as ttft
 
 
 def register(app: typer.Typer) -> None:
@@ -13,4 +15,6 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     codec.register(bench)
     kernels.register(bench)
+    store.register(bench)
+    ttft.register(bench)
     app.add_typer(bench, name="bench", help="Measure quality and speed, and write the figures.")

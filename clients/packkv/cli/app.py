@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from packkv.bench import command as bench
-from packkv.cli import calibrate, doctor, inspect, match, serve, store, worker
+from packkv.cli import calibrate, doctor, inspect, match, serve, stats, store, verify, worker
 from packkv.cli.connection import Credentials
 from packkv.demo import command as demo
 from packkv.errors import ConfigError, PackKVError
@@ -79,8 +79,10 @@ def connect(
 serve.register(app)
 worker.register(app)
 store.register(app)
+stats.register(app)
 match.register(app)
 inspect.register(app)
+verify.register(app)
 doctor.register(app)
 demo.register(app)
 bench.register(app)

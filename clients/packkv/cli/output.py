@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def print_json(value: object) -> None:
@@ -16,16 +20,22 @@ def print_json(value: object) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table that fits the terminal; numbers to the right."""
     from rich.console import Console
+
+    Console(markup=False, highlight=False).print(table(columns, rows))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """What `print_table` prints."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    made = Table(box=None, pad_edge=False)
     body = [[str(cell) for cell in row] for row in rows]
     for index, column in enumerate(columns):
         numeric = bool(body) and all(row[index][:1].isdigit() for row in body)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in body:
-        table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
+        made.add_row(*row)
+    return made
 
 
 def size(count: float) -> str:

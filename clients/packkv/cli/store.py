@@ -1,4 +1,4 @@
-"""`packkv ping`, `stats` and `clear`: one store, as its operator sees it."""
+"""`packkv ping` and `clear`: one store, as its operator sees it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import typer
 
 from packkv.cli.connection import DEFAULT_TARGET, AsJson, Target, credentials_of
 from packkv.cli.files import chosen_root
-from packkv.cli.output import print_json, print_table, size
+from packkv.cli.output import print_json, size
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(ping)
-    app.command()(stats)
     app.command()(clear)
 
 
@@ -42,30 +41,6 @@ def ping(ctx: typer.Context, target: Target = DEFAULT_TARGET, as_json: AsJson = 
             f"{target} serves: {1000 * connect_s:.1f} ms with connecting, "
             f"{1000 * answer_s:.1f} ms without"
         )
-
-
-def stats(ctx: typer.Context, target: Target = DEFAULT_TARGET, as_json: AsJson = False) -> None:
-    """Show what a store holds and has done since its start.
-
-    \b
-        packkv stats
-        packkv stats --json | jq .counters
-    """
-    with credentials_of(ctx).connect(target) as client:
-        found = client.stats()
-    if as_json:
-        print_json(asdict(found))
-        return
-    typer.echo(f"node {found.node}, version {found.version}, up {found.uptime_s:.0f} s")
-    typer.echo(f"{found.blocks} blocks, {found.leases} leases\n")
-    rows = [
-        (tier.tier, tier.blocks, size(tier.used_bytes), size(tier.capacity_bytes))
-        for tier in found.tiers
-    ]
-    print_table(("tier", "blocks", "used", "capacity"), rows)
-    if found.counters:
-        typer.echo()
-        print_table(("counter", "value"), sorted(found.counters.items()))
 
 
 def clear(

@@ -13,6 +13,7 @@ from packkv.client.config import ClientConfig
 from packkv.client.messages import (
     Cleared,
     Fetched,
+    Listed,
     Match,
     Miss,
     Put,
@@ -29,6 +30,7 @@ __all__ = [
     "Client",
     "ClientConfig",
     "Fetched",
+    "Listed",
     "Match",
     "Miss",
     "Put",

@@ -16,11 +16,13 @@ from packkv.client.config import ClientConfig
 from packkv.client.messages import (
     Cleared,
     Fetched,
+    Listed,
     Match,
     Put,
     Span,
     Stats,
     match_of,
+    page_of,
     range_of,
     stats_of,
 )
@@ -229,6 +231,17 @@ class Client:
         request = admin_pb2.ClearRequest(root_hash=root_hash)
         reply = self._ask("Clear", self._admin.Clear, request, deadline_s)
         return Cleared(reply.blocks, reply.bytes)
+
+    def page(
+        self, after: bytes = b"", limit: int = 0, *, deadline_s: float | None = None
+    ) -> list[Listed]:
+        """Blocks of this client's tenant that the store holds itself, ascending by chain hash.
+
+        At most `limit` (0: as many as a page may have) of those behind the chain hash `after`; an
+        empty page is behind the last one. Needs an admin's token where tokens are in use.
+        """
+        request = admin_pb2.ListRequest(after=after, limit=limit)
+        return page_of(self._ask("List", self._admin.List, request, deadline_s), after)
 
     def ping(self, *, deadline_s: float | None = None) -> None:
         """Return if the store says that it serves (gRPC health protocol)."""

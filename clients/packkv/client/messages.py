@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 from packkv.errors import ProtocolViolation
+from packkv.hashing import HASH_BYTES
 from packkv_protos.v1 import admin_pb2
 from packkv_protos.v1 import block_store_pb2 as pb
 
@@ -117,6 +118,18 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    """A block that a store holds; `tiers` are named as in `TierStats`, fastest first."""
+
+    chain_hash: bytes
+    root_hash: bytes
+    length: int
+    first_token: int
+    tokens: int
+    tiers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cleared:
     """What Clear removed; leased blocks follow when their lease ends."""
 
@@ -172,6 +185,30 @@ def put_of(chain_hash: bytes, status: int, reason: str) -> Put:
     if known is None:
         raise ProtocolViolation(f"Put: a result has the status {status}")
     return Put(chain_hash, known, reason)
+
+
+def page_of(reply: admin_pb2.ListReply, after: bytes) -> list[Listed]:
+    """The answer of Admin.List to a page that begins behind `after`, or ProtocolViolation."""
+    for block in reply.blocks:
+        if {len(block.chain_hash), len(block.root_hash)} != {HASH_BYTES}:
+            raise ProtocolViolation("List: a hash does not have 32 bytes")
+        if not 0 < block.length <= MAX_PAYLOAD_BYTES:
+            raise ProtocolViolation(f"List: a block of {block.length} bytes; no payload has that")
+        # a walk that does not go on would never end
+        if block.chain_hash <= after:
+            raise ProtocolViolation(f"List: {block.chain_hash.hex()} is not behind {after.hex()}")
+        after = block.chain_hash
+    return [
+        Listed(
+            block.chain_hash,
+            block.root_hash,
+            block.length,
+            block.first_token,
+            block.tokens,
+            tuple(block.tiers),
+        )
+        for block in reply.blocks
+    ]
 
 
 def stats_of(reply: admin_pb2.StatsReply) -> Stats:

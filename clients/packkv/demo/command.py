@@ -18,7 +18,7 @@ from rich.console import Console
 from packkv.demo.document import python_reference, text_file
 from packkv.demo.outcome import Outcome
 from packkv.demo.report import Progress, show
-from packkv.demo.scenario import Scenario
+from packkv.demo.scenario import MAX_NODES, Scenario
 from packkv.errors import PackKVError
 from packkv_kernels.config import CodecConfig
 from packkv_kernels.errors import CodecError
@@ -47,6 +47,18 @@ def demo(
     store: Annotated[
         str | None, typer.Option(help="HOST:PORT of a running store  [default: start one]")
     ] = None,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MAX_NODES,
+            help="store nodes; A publishes to the first, B fetches through the last",
+        ),
+    ] = 1,
+    index: Annotated[
+        str,
+        typer.Option(help="embedded, or redis: where nodes find each other; starts a redis-server"),
+    ] = "embedded",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write the figures to this file")
     ] = None,
@@ -58,7 +70,9 @@ def demo(
         # checked here: a slip of the pen should not wait for the model
         spelled = str(CodecConfig.parse(codec))
         document = python_reference() if text is None else text_file(text)
-        scenario = Scenario(document, model, spelled, prefix_tokens, new_tokens, store)
+        scenario = Scenario(
+            document, model, spelled, prefix_tokens, new_tokens, store, nodes, index
+        )
         outcome = _run(scenario, console)
     except (PackKVError, CodecError) as error:
         _write(json_file, {"error": str(error)})

@@ -26,6 +26,7 @@ class Outcome:
     document: str
     codec: str
     index: str
+    nodes: int
     questions: tuple[str, str]
     prefix_tokens: int
     worker: Ready
@@ -97,7 +98,7 @@ class Outcome:
             "codec": self.codec,
             "attention_backend": self.worker.attention_backend,
             "index": self.index,
-            "nodes": 1,
+            "nodes": self.nodes,
             "questions": list(self.questions),
             "answers": list(self.texts[:2]),
             "answer_exact": self.texts[2],

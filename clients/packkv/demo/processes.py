@@ -113,14 +113,28 @@ class Child:
 
 
 class StoreProcess(Child):
-    """A store of one node on a free port, with RAM and disk tier in `folder`."""
+    """A node of a store on a free port, with RAM and disk tier in a folder of its own.
 
-    index = "embedded"
+    Args:
+        folder: of its data and its log.
+        ram_bytes: size of its RAM tier, as the store spells sizes.
+        index: "embedded" for a node that is alone, or the URL of a Redis.
+        name: for people, and of its files.
+    """
 
-    def __init__(self, folder: Path, *, ram_bytes: str = "1GiB", timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ram_bytes: str = "1GiB",
+        index: str = "embedded",
+        name: str = "the store",
+        timeout_s: float = 60.0,
+    ) -> None:
+        data = folder / f"{name.replace(' ', '-')}.data"
         command = [sys.executable, "-m", "packkv_store", "--listen", "127.0.0.1:0"]
-        command += ["--ram-bytes", ram_bytes, "--data-dir", str(folder / "store")]
-        super().__init__("the store", command, folder)
+        command += ["--ram-bytes", ram_bytes, "--data-dir", str(data), "--index", index]
+        super().__init__(name, command, folder)
         try:
             self.address = self._listening(timeout_s)
         except BaseException:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpackkv_protos/v1/admin.proto\x12\tpackkv.v1\"\x0e\n\x0cStatsRequest\"\xea\x01\n\nStatsReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12#\n\x05tiers\x18\x04 \x03(\x0b\x32\x14.packkv.v1.TierStats\x12\x0e\n\x06leases\x18\x05 \x01(\r\x12\x0e\n\x06\x62locks\x18\x06 \x01(\x04\x12\x35\n\x08\x63ounters\x18\x07 \x03(\x0b\x32#.packkv.v1.StatsReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"U\n\tTierStats\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\"!\n\x0c\x43learRequest\x12\x11\n\troot_hash\x18\x01 \x01(\x0c\"+\n\nClearReply\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x32y\n\x05\x41\x64min\x12\x37\n\x05Stats\x12\x17.packkv.v1.StatsRequest\x1a\x15.packkv.v1.StatsReply\x12\x37\n\x05\x43lear\x12\x17.packkv.v1.ClearRequest\x1a\x15.packkv.v1.ClearReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpackkv_protos/v1/admin.proto\x12\tpackkv.v1\"\x0e\n\x0cStatsRequest\"\xea\x01\n\nStatsReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12#\n\x05tiers\x18\x04 \x03(\x0b\x32\x14.packkv.v1.TierStats\x12\x0e\n\x06leases\x18\x05 \x01(\r\x12\x0e\n\x06\x62locks\x18\x06 \x01(\x04\x12\x35\n\x08\x63ounters\x18\x07 \x03(\x0b\x32#.packkv.v1.StatsReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"U\n\tTierStats\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\"!\n\x0c\x43learRequest\x12\x11\n\troot_hash\x18\x01 \x01(\x0c\"+\n\nClearReply\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"+\n\x0bListRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x0c\x12\r\n\x05limit\x18\x02 \x01(\r\"3\n\tListReply\x12&\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x16.packkv.v1.ListedBlock\"x\n\x0bListedBlock\x12\x12\n\nchain_hash\x18\x01 \x01(\x0c\x12\x11\n\troot_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x13\n\x0b\x66irst_token\x18\x04 \x01(\x04\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\r\n\x05tiers\x18\x06 \x03(\t2\xaf\x01\n\x05\x41\x64min\x12\x37\n\x05Stats\x12\x17.packkv.v1.StatsRequest\x1a\x15.packkv.v1.StatsReply\x12\x37\n\x05\x43lear\x12\x17.packkv.v1.ClearRequest\x1a\x15.packkv.v1.ClearReply\x12\x34\n\x04List\x12\x16.packkv.v1.ListRequest\x1a\x14.packkv.v1.ListReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLEARREQUEST']._serialized_end=416
   _globals['_CLEARREPLY']._serialized_start=418
   _globals['_CLEARREPLY']._serialized_end=461
-  _globals['_ADMIN']._serialized_start=463
-  _globals['_ADMIN']._serialized_end=584
+  _globals['_LISTREQUEST']._serialized_start=463
+  _globals['_LISTREQUEST']._serialized_end=506
+  _globals['_LISTREPLY']._serialized_start=508
+  _globals['_LISTREPLY']._serialized_end=559
+  _globals['_LISTEDBLOCK']._serialized_start=561
+  _globals['_LISTEDBLOCK']._serialized_end=681
+  _globals['_ADMIN']._serialized_start=684
+  _globals['_ADMIN']._serialized_end=859
 # @@protoc_insertion_point(module_scope)

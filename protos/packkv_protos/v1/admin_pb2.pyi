@@ -134,3 +134,77 @@ class ClearReply(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "bytes", b"bytes"]) -> None: ...
 
 global___ClearReply = ClearReply
+
+@typing.final
+class ListRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    after: builtins.bytes
+    """32 bytes: only chain hashes greater than this; empty: from the first"""
+    limit: builtins.int
+    """most blocks of the page, at most 4,096; 0: so many"""
+    def __init__(
+        self,
+        *,
+        after: builtins.bytes = ...,
+        limit: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "limit", b"limit"]) -> None: ...
+
+global___ListRequest = ListRequest
+
+@typing.final
+class ListReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: builtins.int
+    @property
+    def blocks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ListedBlock]:
+        """empty: there are no more"""
+
+    def __init__(
+        self,
+        *,
+        blocks: collections.abc.Iterable[global___ListedBlock] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks"]) -> None: ...
+
+global___ListReply = ListReply
+
+@typing.final
+class ListedBlock(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHAIN_HASH_FIELD_NUMBER: builtins.int
+    ROOT_HASH_FIELD_NUMBER: builtins.int
+    LENGTH_FIELD_NUMBER: builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    TIERS_FIELD_NUMBER: builtins.int
+    chain_hash: builtins.bytes
+    root_hash: builtins.bytes
+    """of its namespace"""
+    length: builtins.int
+    """payload bytes"""
+    first_token: builtins.int
+    """position of the block in its sequence"""
+    tokens: builtins.int
+    @property
+    def tiers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """named as in TierStats, fastest first"""
+
+    def __init__(
+        self,
+        *,
+        chain_hash: builtins.bytes = ...,
+        root_hash: builtins.bytes = ...,
+        length: builtins.int = ...,
+        first_token: builtins.int = ...,
+        tokens: builtins.int = ...,
+        tiers: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chain_hash", b"chain_hash", "first_token", b"first_token", "length", b"length", "root_hash", b"root_hash", "tiers", b"tiers", "tokens", b"tokens"]) -> None: ...
+
+global___ListedBlock = ListedBlock

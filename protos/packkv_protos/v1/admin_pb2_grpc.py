@@ -45,6 +45,11 @@ class AdminStub(object):
                 request_serializer=packkv__protos_dot_v1_dot_admin__pb2.ClearRequest.SerializeToString,
                 response_deserializer=packkv__protos_dot_v1_dot_admin__pb2.ClearReply.FromString,
                 _registered_method=True)
+        self.List = channel.unary_unary(
+                '/packkv.v1.Admin/List',
+                request_serializer=packkv__protos_dot_v1_dot_admin__pb2.ListRequest.SerializeToString,
+                response_deserializer=packkv__protos_dot_v1_dot_admin__pb2.ListReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -64,6 +69,15 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def List(self, request, context):
+        """The blocks of the caller's own tenant that this server holds itself, ascending by chain hash.
+        One page a call: the next begins after the last block of the one before. What is stored
+        meanwhile may be left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +90,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Clear,
                     request_deserializer=packkv__protos_dot_v1_dot_admin__pb2.ClearRequest.FromString,
                     response_serializer=packkv__protos_dot_v1_dot_admin__pb2.ClearReply.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=packkv__protos_dot_v1_dot_admin__pb2.ListRequest.FromString,
+                    response_serializer=packkv__protos_dot_v1_dot_admin__pb2.ListReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +152,33 @@ class Admin(object):
             '/packkv.v1.Admin/Clear',
             packkv__protos_dot_v1_dot_admin__pb2.ClearRequest.SerializeToString,
             packkv__protos_dot_v1_dot_admin__pb2.ClearReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/packkv.v1.Admin/List',
+            packkv__protos_dot_v1_dot_admin__pb2.ListRequest.SerializeToString,
+            packkv__protos_dot_v1_dot_admin__pb2.ListReply.FromString,
             options,
             channel_credentials,
             insecure,

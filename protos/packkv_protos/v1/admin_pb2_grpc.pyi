@@ -32,6 +32,15 @@ class AdminStub:
     ]
     """Removes blocks. Leased blocks go as soon as their lease ends."""
 
+    List: grpc.UnaryUnaryMultiCallable[
+        packkv_protos.v1.admin_pb2.ListRequest,
+        packkv_protos.v1.admin_pb2.ListReply,
+    ]
+    """The blocks of the caller's own tenant that this server holds itself, ascending by chain hash.
+    One page a call: the next begins after the last block of the one before. What is stored
+    meanwhile may be left out.
+    """
+
 class AdminAsyncStub:
     """The operators' path: never needed to serve a request."""
 
@@ -45,6 +54,15 @@ class AdminAsyncStub:
         packkv_protos.v1.admin_pb2.ClearReply,
     ]
     """Removes blocks. Leased blocks go as soon as their lease ends."""
+
+    List: grpc.aio.UnaryUnaryMultiCallable[
+        packkv_protos.v1.admin_pb2.ListRequest,
+        packkv_protos.v1.admin_pb2.ListReply,
+    ]
+    """The blocks of the caller's own tenant that this server holds itself, ascending by chain hash.
+    One page a call: the next begins after the last block of the one before. What is stored
+    meanwhile may be left out.
+    """
 
 class AdminServicer(metaclass=abc.ABCMeta):
     """The operators' path: never needed to serve a request."""
@@ -63,5 +81,16 @@ class AdminServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[packkv_protos.v1.admin_pb2.ClearReply, collections.abc.Awaitable[packkv_protos.v1.admin_pb2.ClearReply]]:
         """Removes blocks. Leased blocks go as soon as their lease ends."""
+
+    @abc.abstractmethod
+    def List(
+        self,
+        request: packkv_protos.v1.admin_pb2.ListRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[packkv_protos.v1.admin_pb2.ListReply, collections.abc.Awaitable[packkv_protos.v1.admin_pb2.ListReply]]:
+        """The blocks of the caller's own tenant that this server holds itself, ascending by chain hash.
+        One page a call: the next begins after the last block of the one before. What is stored
+        meanwhile may be left out.
+        """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import hashlib
 import mmap
 import os
@@ -356,3 +357,22 @@ async def test_when_all_connections_are_taken_the_idle_ones_make_room(
         assert list(located.places["state"]) == [State.ABSENT]
         for peer in peers:
             peer.close()
+
+
+async def test_a_connection_that_is_cancelled_before_its_first_word_is_closed(
+    own_path: Path,
+) -> None:
+    async with serving(small_config(shared_memory=str(own_path))) as app:
+        shared = app._shared_memory
+        assert shared is not None
+        assert shared._listener is not None
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.connect(str(own_path))
+            shared._accept(shared._listener)
+            [task] = shared._sessions
+            # its session has not begun, so it cannot close anything
+            task.cancel()
+            await asyncio.wait([task])
+            peer.settimeout(5)
+            assert peer.recv(1) == b""
+        gc.collect()

@@ -1,0 +1,8 @@
+"""`packkv bench ttft`: from which bandwidth on a prefix is better fetched than computed.
+
+plan          prefix lengths, bandwidths, how fast workers compute
+pace          when the bytes of a link of some bandwidth are through
+shaped_link   such a link between a client and a store, a process of its own
+experiment    prefill once per length, load over every link, let the prefix cache choose
+report        JSON, CSV rows, tables
+"""

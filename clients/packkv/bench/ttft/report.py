@@ -1,0 +1,101 @@
+"""What was found, as JSON, as rows of results.csv, and as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from packkv.bench.ttft.experiment import MEASURED, Row
+
+__all__ = ["as_json", "csv_rows", "show"]
+
+
+def as_json(rows: Sequence[Row], about: Mapping[str, object]) -> dict[str, Any]:
+    """The contract of `packkv bench ttft`.
+
+    `rows`: seconds to compute and to load, what the prefix cache chose, and the prefill rate above
+    which computing is faster over that link. `crossover`: for each prefix the bandwidth below which
+    this machine computes faster than it loads; None when it always loads, or never, faster.
+    """
+    return {
+        **about,
+        "rows": [_as_dict(row) for row in rows],
+        "crossover": _crossovers(rows),
+    }
+
+
+def csv_rows(figures: Mapping[str, Any], about: Mapping[str, object]) -> list[dict[str, object]]:
+    """A line per row."""
+    first = {key: value for key, value in about.items() if not isinstance(value, list | dict)}
+    return [{**first, "bench": "ttft", **row} for row in figures["rows"]]
+
+
+def show(figures: Mapping[str, Any], console: Console) -> None:
+    """Prints the rows and where the choice turns."""
+    table = Table(title="Load or compute a prefix", title_justify="left")
+    for name in ("tokens", "MiB", "link, Gb/s", "load, s", "compute, s", "chosen", "turns at"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in figures["rows"]:
+        mark = "" if row["prefill"] == MEASURED else "*"
+        table.add_row(
+            f"{row['prefix_tokens']:,}",
+            f"{row['moved_bytes'] / (1 << 20):.2f}",
+            "unlimited" if row["gbps"] is None else f"{row['gbps']:g}",
+            f"{row['load_s']:.4f}",
+            f"{mark}{row['recompute_s']:.4f}",
+            row["chosen"],
+            f"{row['crossover_tokens_per_s']:,.0f} tok/s",
+        )
+    console.print(table)
+    if any(row["prefill"] != MEASURED for row in figures["rows"]):
+        console.print("* a worker that is imagined: the rate of --prefill-rate", style="dim")
+    console.print(
+        "turns at: over this link, workers that compute faster should not load", style="dim"
+    )
+    for at in figures["crossover"]:
+        if at["gbps"] is not None:
+            console.print(
+                f"{at['prefix_tokens']:,} tokens: this machine should load above {at['gbps']:.3g} "
+                "Gb/s and compute below"
+            )
+
+
+def _as_dict(row: Row) -> dict[str, Any]:
+    choice = row.choice
+    return {
+        "prefix_tokens": row.prefix_tokens,
+        "gbps": row.gbps,
+        "path": row.path,
+        "prefill": choice.prefill,
+        "recompute_s": choice.recompute_s,
+        "load_s": row.load_s,
+        "chosen": _spelled(choice.loaded_tokens, row.prefix_tokens),
+        "loaded_tokens": choice.loaded_tokens,
+        "moved_bytes": row.moved_bytes,
+        "reached_gbps": row.moved_bytes * 8e-9 / row.load_s,
+        "crossover_tokens_per_s": row.prefix_tokens / row.load_s,
+    }
+
+
+def _spelled(loaded: int, tokens: int) -> str:
+    if loaded == 0:
+        return "recompute"
+    return "load" if loaded == tokens else "part"
+
+
+def _crossovers(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    found = []
+    for tokens in dict.fromkeys(row.prefix_tokens for row in rows):
+        measured = [
+            row for row in rows if row.prefix_tokens == tokens and row.choice.prefill == MEASURED
+        ]
+        fastest = min(measured, key=lambda row: row.load_s)
+        # what a load takes beside the bytes on the wire; nothing of it is known without such a row
+        fixed_s = min((row.load_s for row in measured if row.gbps is None), default=0.0)
+        left_s = fastest.choice.recompute_s - fixed_s
+        gbps = fastest.moved_bytes * 8e-9 / left_s if left_s > 0 else None
+        found.append({"prefix_tokens": tokens, "gbps": gbps})
+    return found

@@ -1,0 +1,107 @@
+"""Bytes that change, and connections that end, between a store and a worker."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from packkv.client import Client, PutStatus
+from packkv.errors import PackKVError
+from packkv.prefix_cache import PrefixCacheConfig
+from tests.clients.conftest import StoreProcess, Worker
+from tests.e2e.faults.conftest import Connect, Fault, Network, contents, named, names
+from tests.store.conftest import build_prefix
+
+# what is shared has no wire: its faults are in test_bytes.py
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.parametrize("path", ["bulk", "grpc"], indirect=True),
+]
+
+TOKENS = list(range(64 * 8))
+PATIENT = PrefixCacheConfig(deadline_s=5, probe_bytes=1 << 20)
+STRIKES = 25
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut"])
+def test_what_breaks_on_the_way_to_a_worker_is_fewer_tokens_and_never_other_bytes(
+    networked: tuple[StoreProcess, Network],
+    connect: Connect,
+    worker: Worker,
+    path: str,
+    kind: str,
+) -> None:
+    store, network = networked
+    truth = [payload for _, payload in worker.blocks(TOKENS)]
+    size = sum(map(len, truth))
+    rng = random.Random(f"{path} {kind}")
+    struck = counted = 0
+    with (
+        Client(store.target) as direct,
+        connect(network.target, retries=0) as client,
+        worker.prefixes(direct) as publisher,
+        worker.prefixes(client, PATIENT) as prefixes,
+    ):
+        publisher.publish(TOKENS, worker.blocks(TOKENS))
+        assert publisher.flush(30)
+        for _ in range(STRIKES):
+            before = sum(prefixes.counters.misses.values())
+            fault = Fault(kind, is_up=False, at=rng.randrange(size))
+            network.strike(fault)
+            prefix = prefixes.load([*TOKENS, 1])
+            network.strike(None)
+            got = [payload.data for payload in prefix.payloads]
+            assert got == truth[: len(got)]
+            misses = sum(prefixes.counters.misses.values()) - before
+            # what is less than all of it has a reason, and it is counted
+            assert len(got) == len(truth) or misses
+            struck += fault.has_struck
+            counted += misses
+        assert struck > STRIKES // 2
+        assert counted
+        # and when nothing breaks any more all of it comes
+        for _ in range(10):
+            if prefixes.load([*TOKENS, 1]).num_tokens == len(TOKENS):
+                break
+        else:
+            raise AssertionError("a sound network brings less than everything")
+    with Client(store.target) as direct:
+        # the store was never at fault
+        assert contents(direct.get(worker.hashes(TOKENS))) == truth
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut"])
+def test_what_breaks_on_the_way_to_the_store_is_refused_and_leaves_nothing(
+    networked: tuple[StoreProcess, Network], connect: Connect, path: str, kind: str
+) -> None:
+    store, network = networked
+    rng = random.Random(f"{path} {kind}")
+    refused = broken = 0
+    with Client(store.target) as direct, connect(network.target, retries=0) as client:
+        for number in range(STRIKES):
+            prefix = build_prefix(f"{path} {kind} {number}", 4, section_bytes=4_000)
+            fault = Fault(kind, is_up=True, at=rng.randrange(sum(len(b.data) for b in prefix)))
+            network.strike(fault)
+            stored: set[bytes] = set()
+            try:
+                results = client.put(named(prefix), deadline_s=5)
+            except PackKVError:
+                broken += 1
+            else:
+                stored = {r.chain_hash for r in results if r.status is PutStatus.STORED}
+                refused += len(prefix) - len(stored)
+            network.strike(None)
+            for block, data in zip(prefix, contents(direct.get(names(prefix))), strict=True):
+                assert (
+                    data == block.data
+                    if block.chain_hash in stored
+                    else data
+                    in (
+                        None,
+                        block.data,
+                    )
+                )
+        assert broken if kind == "cut" else refused
+        direct.clear()
+        assert [tier.used_bytes for tier in direct.stats().tiers] == [0, 0]
