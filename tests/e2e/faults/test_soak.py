@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -156,3 +157,20 @@ def test_a_client_killed_at_any_point_leaves_nothing_behind_and_loses_nothing(
             check_all_is_there(store, client.stored_of("it"))
             assert client.wrong == []
             check_nothing_is_held(store)
+
+
+def test_a_client_that_freezes_at_any_point_holds_nothing_for_long(
+    start_store: StartStore, path: str, soak_rounds: int
+) -> None:
+    store = start_store(*FLAGS, "--lease-seconds", "0.5", "--stream-seconds", "1")
+    rng = random.Random(f"{path} {soak_rounds}")
+    with running(store, path, path) as client:
+        for number in range(soak_rounds):
+            client.begin(f"round-{number}")
+            threading.Event().wait(rng.random() / 2)
+            client.process.send_signal(signal.SIGSTOP)
+            # its leases end, its calls do, and what it was about to read may be overwritten
+            check_nothing_is_held(store)
+            client.process.send_signal(signal.SIGCONT)
+        client.begin("end")
+        assert client.wrong == []

@@ -36,7 +36,15 @@ def csv_rows(figures: Mapping[str, Any], about: Mapping[str, object]) -> list[di
 def show(figures: Mapping[str, Any], console: Console) -> None:
     """Prints the rows and where the choice turns."""
     table = Table(title="Load or compute a prefix", title_justify="left")
-    for name in ("tokens", "MiB", "link, Gb/s", "load, s", "compute, s", "chosen", "turns at"):
+    for name in (
+        "tokens",
+        "MiB",
+        "link, Gb/s",
+        "load, s",
+        "compute, s",
+        "chosen",
+        "turns at tok/s",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for row in figures["rows"]:
         mark = "" if row["prefill"] == MEASURED else "*"
@@ -47,13 +55,13 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
             f"{row['load_s']:.4f}",
             f"{mark}{row['recompute_s']:.4f}",
             row["chosen"],
-            f"{row['crossover_tokens_per_s']:,.0f} tok/s",
+            f"{row['crossover_tokens_per_s']:,.0f}",
         )
     console.print(table)
     if any(row["prefill"] != MEASURED for row in figures["rows"]):
         console.print("* a worker that is imagined: the rate of --prefill-rate", style="dim")
     console.print(
-        "turns at: over this link, workers that compute faster should not load", style="dim"
+        "turns at tok/s: over this link, workers that compute faster should not load", style="dim"
     )
     for at in figures["crossover"]:
         if at["gbps"] is not None:
