@@ -81,7 +81,7 @@ def test_ten_thousand_small_blocks(
 
 
 class Huge:
-    """Blocks of 1.6 to 3.2 MiB that differ in their names alone."""
+    """Large blocks that differ in their names alone."""
 
     def __init__(self) -> None:
         self._first = build_payload(bytes(32), bytes(32), layers=8, section_bytes=380_000)
