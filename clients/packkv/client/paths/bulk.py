@@ -7,33 +7,23 @@ Python's interpreter lock twice: another busy thread of the worker hardly slows 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
-import grpc
-
-from packkv.client.messages import Fetched, Put, Span, put_of
+from packkv.client.messages import Fetched, Put
 from packkv.client.paths import Buffer, Opening, PathBroken, Wanted
+from packkv.client.paths.answers import Refusal, named, puts
 from packkv.client.paths.buffers import Buffers
 from packkv.client.paths.bulk_batches import Batches
 from packkv.client.paths.bulk_links import Links
 from packkv.client.paths.landing import Landing
+from packkv.client.paths.request import check_names, check_wanted, first_and_count
 from packkv.errors import (
-    ERROR_OF_STATUS,
     DeadlineExceeded,
-    InvalidRequest,
-    LimitExceeded,
-    ProtocolViolation,
-    StoreError,
-    StoreFailure,
 )
 from packkv_protos.bulk import frames
 from packkv_protos.bulk.frames import Frame, FrameError, Kind
 from packkv_protos.bulk.wire import Wire
-
-_STATUS_OF_CODE: Final = {code.value[0]: code for code in grpc.StatusCode}
-_MAX_U16: Final = 65_535
 
 
 def open_bulk(opening: Opening) -> BulkPath | None:
@@ -78,7 +68,10 @@ class BulkPath:
         """Opens a connection for the calls to come. Raises as `open_bulk`."""
         ends_at = time.monotonic() + timeout_s
         try:
-            with self._named("Connect"), self._links.borrowed(ends_at):
+            with (
+                named(f"{'Connect'} at {self._target}", "bulk path"),
+                self._links.borrowed(ends_at),
+            ):
                 pass
         except DeadlineExceeded as late:
             raise PathBroken(str(late), is_untouched=True) from late
@@ -86,7 +79,10 @@ class BulkPath:
     def get(self, wanted: Wanted, deadline_s: float) -> list[Fetched]:
         ends_at = time.monotonic() + deadline_s
         request = _get_request(wanted)
-        with self._named("Get"), self._links.borrowed(ends_at) as link:
+        with (
+            named(f"{'Get'} at {self._target}", "bulk path"),
+            self._links.borrowed(ends_at) as link,
+        ):
             found = frames.read_found(_body(link.ask(request, ends_at), Kind.FOUND))
             landing = Landing(found, wanted, self._buffers)
             mark = memoryview(bytearray(frames.MARK.size))
@@ -104,7 +100,10 @@ class BulkPath:
         batches = Batches(blocks)
         names: list[bytes] = []
         results: list[frames.Result] = []
-        with self._named("Put"), self._links.borrowed(ends_at) as link:
+        with (
+            named(f"{'Put'} at {self._target}", "bulk path"),
+            self._links.borrowed(ends_at) as link,
+        ):
             # only now is the iterable touched: without a connection another path may have it
             batch = batches.next()
             if batch:
@@ -119,78 +118,30 @@ class BulkPath:
                 results = list(frames.read_results(_body(reply, Kind.RESULTS)))
         if batches.failure is not None:
             raise batches.failure
-        return _puts(results, names)
+        return puts(results, names)
 
     def close(self) -> None:
         self._links.close()
 
-    @contextmanager
-    def _named(self, call: str) -> Iterator[None]:
-        """What goes wrong in the body, as what this package calls it."""
-        where = f"{call} at {self._target}"
-        try:
-            yield
-        except _Refusal as refusal:
-            raise refusal.error(where) from None
-        except FrameError as error:
-            raise ProtocolViolation(f"{where}: {error}") from error
-        except TimeoutError as error:
-            status = "DEADLINE_EXCEEDED"
-            raise DeadlineExceeded(f"{where}: {status}: {error}", status=status) from error
-        except OSError as error:
-            sentence = f"{where}, bulk path: {error.strerror or error}"
-            raise PathBroken(sentence, is_untouched=False) from error
-
-
-class _Refusal(Exception):
-    """The server has answered with an ERROR frame."""
-
-    def __init__(self, reply: Frame) -> None:
-        self._code = _STATUS_OF_CODE.get(reply.code, grpc.StatusCode.UNKNOWN)
-        self._sentence = frames.read_error(reply.body)
-
-    def error(self, where: str) -> StoreError:
-        kind = ERROR_OF_STATUS.get(self._code, StoreFailure)
-        return kind(f"{where}: {self._code.name}: {self._sentence}", status=self._code.name)
+    def _named(self, call: str) -> AbstractContextManager[None]:
+        return named(f"{call} at {self._target}", "bulk path")
 
 
 def _get_request(wanted: Wanted) -> bytes:
-    _check_names(wanted.chain_hashes)
-    if not 1 <= len(wanted.chain_hashes) <= frames.MAX_BLOCKS:
-        what = f"Get: {len(wanted.chain_hashes)} chain hashes; allowed: 1 to {frames.MAX_BLOCKS}"
-        if wanted.chain_hashes:
-            raise LimitExceeded(what, status="RESOURCE_EXHAUSTED")
-        raise InvalidRequest(what, status="INVALID_ARGUMENT")
-    layers, heads = _range("layers", wanted.layers), _range("heads", wanted.heads)
+    check_wanted(wanted)
+    layers = first_and_count("layers", wanted.layers)
+    heads = first_and_count("heads", wanted.heads)
     return frames.pack_get(
         frames.Get(layers, heads, wanted.max_bytes, 1, list(wanted.chain_hashes))
     )
-
-
-def _range(field: str, span: Span | None) -> tuple[int, int]:
-    if span is None:
-        return 0, 0
-    if min(span.first, span.count) < 0:
-        raise ValueError(f"{field} cannot begin at {span.first} and have {span.count}")
-    if span.first + span.count > _MAX_U16:
-        what = f"Get: end of {field} is {span.first + span.count}; allowed: at most {_MAX_U16}"
-        raise LimitExceeded(what, status="RESOURCE_EXHAUSTED")
-    return span.first, span.count
 
 
 def _put_request(batch: Sequence[tuple[bytes, memoryview]]) -> bytes:
     """The next blocks, or the end when there are none."""
     if not batch:
         return frames.pack(Kind.END)
-    _check_names([name for name, _ in batch])
+    check_names([name for name, _ in batch])
     return frames.pack_put([(name, len(data)) for name, data in batch])
-
-
-def _check_names(names: Sequence[bytes]) -> None:
-    for place, name in enumerate(names):
-        if len(name) != frames.HASH_BYTES:
-            what = f"chain hash {place} has {len(name)} bytes, not {frames.HASH_BYTES}"
-            raise InvalidRequest(what, status="INVALID_ARGUMENT")
 
 
 def _send(
@@ -208,7 +159,7 @@ def _send(
 
 def _body(reply: Frame, due: Kind) -> memoryview:
     if reply.kind is Kind.ERROR:
-        raise _Refusal(reply)
+        raise Refusal(reply.code, frames.read_error(reply.body))
     if reply.kind is not due:
         raise FrameError(f"{reply.kind.name} came, {due.name} is due")
     return reply.body
@@ -216,19 +167,10 @@ def _body(reply: Frame, due: Kind) -> memoryview:
 
 def _failure(reply: Frame) -> Exception:
     if reply.kind is Kind.ERROR:
-        return _Refusal(reply)
+        return Refusal(reply.code, frames.read_error(reply.body))
     return FrameError(f"{reply.kind.name} came, ERROR is due")
 
 
 def _size(mark: memoryview) -> int:
     size: int = frames.MARK.unpack(mark)[0]
     return size
-
-
-def _puts(results: Sequence[frames.Result], names: Sequence[bytes]) -> list[Put]:
-    if len(results) != len(names):
-        raise ProtocolViolation(f"Put: {len(results)} results for {len(names)} blocks")
-    return [
-        put_of(name, result.status, result.reason)
-        for name, result in zip(names, results, strict=True)
-    ]

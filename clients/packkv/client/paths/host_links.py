@@ -9,31 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-import grpc
-
 from packkv.client.paths import PathBroken
+from packkv.client.paths.answers import Refusal
 from packkv.client.paths.arena import Arena
 from packkv.client.paths.staging import HALF_BYTES, Staging
 from packkv.client.paths.unix_wire import Answer, UnixWire
-from packkv.errors import ERROR_OF_STATUS, StoreError, StoreFailure
 from packkv_protos.shared_memory import frames
 from packkv_protos.shared_memory.frames import FrameError, Kind
 
 # Connections that wait for a next call; more are opened while more calls run at one time.
 MAX_IDLE: Final = 4
-_STATUS_OF_CODE: Final = {code.value[0]: code for code in grpc.StatusCode}
-
-
-class Refusal(Exception):
-    """The server has answered with an ERROR frame."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(frames.read_error(answer.body))
-        self._code = _STATUS_OF_CODE.get(answer.code, grpc.StatusCode.UNKNOWN)
-
-    def error(self, where: str) -> StoreError:
-        kind = ERROR_OF_STATUS.get(self._code, StoreFailure)
-        return kind(f"{where}: {self._code.name}: {self}", status=self._code.name)
 
 
 class HostLink:
@@ -58,7 +43,7 @@ class HostLink:
                 while True:
                     answer = self.wire.receive()
                     if answer.kind is Kind.ERROR:
-                        raise Refusal(answer) from None
+                        raise Refusal(answer.code, frames.read_error(answer.body)) from None
             raise
 
     def hear(self, due: Kind, *, patience_ms: int = 0) -> memoryview:
@@ -202,7 +187,7 @@ class HostLinks:
 def body_of(answer: Answer, due: Kind) -> memoryview:
     """The body of a frame that must be of this kind. Raises Refusal, FrameError."""
     if answer.kind is Kind.ERROR:
-        raise Refusal(answer)
+        raise Refusal(answer.code, frames.read_error(answer.body))
     if answer.kind is not due:
         raise FrameError(f"{answer.kind.name} came, {due.name} is due")
     return answer.body

@@ -9,23 +9,24 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from packkv.client.messages import MAX_PAYLOAD_BYTES, Fetched, Miss, Put, miss_of, put_of
-from packkv.client.paths import Buffer, NotHere, Opening, PathBroken, Views, Wanted
+from packkv.client.messages import MAX_PAYLOAD_BYTES, Fetched, Miss, Put, miss_of
+from packkv.client.paths import Buffer, NotHere, Opening, Views, Wanted
+from packkv.client.paths.answers import named, puts
 from packkv.client.paths.arena import Arena
 from packkv.client.paths.buffers import PAGE, Buffers
-from packkv.client.paths.host_links import HostLink, HostLinks, Refusal, ends_in
+from packkv.client.paths.host_links import HostLink, HostLinks, ends_in
 from packkv.client.paths.request import check_names, check_wanted, first_and_count
 from packkv.client.paths.staging import HALF_BYTES
 from packkv.client.paths.unix_wire import PATIENCE_MS
 from packkv.errors import DeadlineExceeded, ProtocolViolation
 from packkv_protos.shared_memory import frames
-from packkv_protos.shared_memory.frames import FrameError, Kind, Located, Staged, State
+from packkv_protos.shared_memory.frames import Kind, Located, Staged, State
 
 _MAX_LEASE_MS: Final = (1 << 32) - 1
 Numbers = npt.NDArray[np.int64]
@@ -59,12 +60,18 @@ class SharedMemory:
 
     def connect(self, timeout_s: float) -> None:
         """Opens a connection for the calls to come. Raises as `open_shared_memory`."""
-        with self._named("Connect"), self._links.borrowed(ends_in(timeout_s)):
+        with (
+            named(f"{'Connect'} at {self._target}", "shared memory"),
+            self._links.borrowed(ends_in(timeout_s)),
+        ):
             pass
 
     def get(self, wanted: Wanted, deadline_s: float) -> list[Fetched]:
         ends_at = ends_in(deadline_s)
-        with self._named("Get"), self._links.borrowed(ends_at) as link:
+        with (
+            named(f"{'Get'} at {self._target}", "shared memory"),
+            self._links.borrowed(ends_at) as link,
+        ):
             answer, held_until = _locate(link, wanted, deadline_s)
             places = _Places(answer, wanted, self._links.arena)
             blocks = places.copied(self._buffers)
@@ -82,7 +89,10 @@ class SharedMemory:
     def views(self, wanted: Wanted, lease_s: float, deadline_s: float) -> Iterator[Views]:
         """The payloads where they are, for the length of the `with` body; their sections are
         chosen by `received` alone."""
-        with self._named("Views"), self._links.borrowed(ends_in(deadline_s)) as link:
+        with (
+            named(f"{'Views'} at {self._target}", "shared memory"),
+            self._links.borrowed(ends_in(deadline_s)) as link,
+        ):
             answer, held_until = _locate(link, wanted, lease_s)
             blocks = _Places(answer, wanted, self._links.arena).in_place()
             # the caller's errors are not the path's
@@ -107,7 +117,10 @@ class SharedMemory:
         names: list[bytes] = []
         results: list[frames.Result] = []
         batches = _Batches(blocks)
-        with self._named("Put"), self._links.borrowed(ends_in(deadline_s)) as link:
+        with (
+            named(f"{'Put'} at {self._target}", "shared memory"),
+            self._links.borrowed(ends_in(deadline_s)) as link,
+        ):
             # only now is the iterable touched: without a connection another path may have it
             untaken = 0
             for number, batch in enumerate(batches):
@@ -129,27 +142,13 @@ class SharedMemory:
                 results = frames.read_results(link.ask(end, Kind.RESULTS))
         if batches.failure is not None:
             raise batches.failure
-        return _puts(results, names)
+        return puts(results, names)
 
     def close(self) -> None:
         self._links.close()
 
-    @contextmanager
-    def _named(self, call: str) -> Iterator[None]:
-        """What goes wrong in the body, as what this package calls it."""
-        where = f"{call} at {self._target}"
-        try:
-            yield
-        except Refusal as refusal:
-            raise refusal.error(where) from None
-        except FrameError as error:
-            raise ProtocolViolation(f"{where}: {error}") from error
-        except TimeoutError as error:
-            status = "DEADLINE_EXCEEDED"
-            raise DeadlineExceeded(f"{where}: {status}: {error}", status=status) from error
-        except OSError as error:
-            sentence = f"{where}, shared memory: {error.strerror or error}"
-            raise PathBroken(sentence, is_untouched=False) from error
+    def _named(self, call: str) -> AbstractContextManager[None]:
+        return named(f"{call} at {self._target}", "shared memory")
 
 
 class _Places:
@@ -303,15 +302,6 @@ def _make_room(link: HostLink, batch: list[tuple[bytes, memoryview]], untaken: i
 
 def _size(batch: list[tuple[bytes, memoryview]]) -> int:
     return sum(len(data) for _, data in batch)
-
-
-def _puts(results: list[frames.Result], names: list[bytes]) -> list[Put]:
-    if len(results) != len(names):
-        raise ProtocolViolation(f"Put: {len(results)} results for {len(names)} blocks")
-    return [
-        put_of(name, result.status, result.reason)
-        for name, result in zip(names, results, strict=True)
-    ]
 
 
 def _violation(what: str) -> ProtocolViolation:
