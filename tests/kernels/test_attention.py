@@ -14,6 +14,7 @@ from packkv_kernels.config import BLOCK_TOKENS, CacheShape, CodecConfig
 from packkv_kernels.errors import InvalidInput
 from packkv_kernels.format import KVDtype, read_payload
 from packkv_kernels.paged_cache import Page, PagedCache
+from packkv_kernels.paged_cache.arena import HostArena
 from packkv_kernels.profile import Profile
 from packkv_kernels.testing import assert_close, encode_payloads, random_kv, random_profile
 
@@ -31,7 +32,9 @@ class Packed:
             self.shape, config, profile, capacity_bytes=8 << 20, kv_dtype=KVDtype.FLOAT32
         )
         # what a kernel reads outside its pages must not matter: poison the arena
-        self.cache._words[:] = 0x7FC07FC1
+        arena = self.cache._arena
+        assert isinstance(arena, HostArena)
+        arena.data[:] = 0x7FC07FC1
         self.pages: list[Page] = []
         self.keys, self.values = torch.empty(heads, 0, head_dim), torch.empty(heads, 0, head_dim)
         if pages == 0:
@@ -49,7 +52,11 @@ class Packed:
 
 
 def plain_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Causal softmax attention in float64, from its definition."""
     group = query.shape[0] // keys.shape[0]
@@ -57,6 +64,8 @@ def plain_attention(
     new, tokens = query.shape[1], keys.shape[1]
     scores = query.double() @ keys.transpose(1, 2) * scaling
     hidden = torch.ones(new, tokens, dtype=torch.bool).triu(tokens - new + 1)
+    if window is not None:
+        hidden |= torch.ones_like(hidden).tril(tokens - new - window)
     return (scores.masked_fill(hidden, float("-inf")).softmax(-1) @ values).float()
 
 
@@ -114,6 +123,49 @@ def test_it_is_softmax_attention_over_the_decoded_tokens(
         scaling,
     )
     assert_close(found, wanted, 5e-4, f"{backend} {codec}")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("pages", [0, 3])
+@pytest.mark.parametrize(("new", "residual"), [(1, 0), (1, 30), (5, 2), (40, 9)])
+def test_a_window_hides_pages_and_parts_of_pages(
+    backend: str, pages: int, new: int, residual: int
+) -> None:
+    packed = Packed("hybrid", 2, 64, pages)
+    query, *exact = random_case(2, 2, 64, new, residual)
+    whole = [
+        torch.cat([past, own], 1)
+        for past, own in zip((packed.keys, packed.values), exact, strict=True)
+    ]
+    tokens = whole[0].shape[1]
+    # alone, in the exact tokens, across the last page, on and beside a page's edge, everything
+    edge = residual + new + 64
+    for window in (1, 7, residual + new + 20, edge - 1, edge, edge + 1, tokens, tokens + 9):
+        (found,) = attend(
+            [query],
+            packed.cache.layer(0),
+            [packed.table()],
+            *([part] for part in exact),
+            scaling=0.125,
+            window=window,
+            backend=backend,
+        )
+        wanted = plain_attention(query, whole[0], whole[1], 0.125, window)
+        assert_close(found, wanted, 5e-4, f"window {window} of {tokens}")
+
+
+def test_pages_outside_of_a_window_are_not_read() -> None:
+    packed = Packed("hybrid", 1, 64, 3)
+    query, *exact = random_case(1, 1, 64, 1, 0)
+    own = [[part] for part in exact]
+    layer, table = packed.cache.layer(0), packed.table()
+    for backend in ("reference", "cpu"):
+        first, second = (
+            attend([query], layer, [pages], *own, scaling=0.125, window=65, backend=backend)[0]
+            # a slot that there is not, in the place of pages that nobody sees
+            for pages in (table, np.array([1 << 30, 1 << 30, table[2]], np.int32))
+        )
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("codec", ["hybrid", "packkv", "raw"])
@@ -227,5 +279,7 @@ def test_shapes_that_do_not_fit_are_refused_with_their_values() -> None:
             [values[:1].repeat(3, 1, 1)],
             scaling=1,
         )
+    with pytest.raises(InvalidInput, match="a window of 0 tokens"):
+        attend([query], None, [np.empty(0, np.int32)], [keys], [values], scaling=1, window=0)
     with pytest.raises(InvalidInput, match="must both be"):
         attend([query], None, [np.empty(0, np.int32)], [keys], [values[:, :2]], scaling=1)

@@ -1,25 +1,60 @@
-"""The paged cache: capacity, sharing by name, and sequences that grow into pages."""
+"""The paged cache: capacity, sharing by name, and sequences that grow into pages.
 
-from collections.abc import Sequence
+One contract for pages on the host and on a device. Without a GPU the device is Triton's
+interpreter: test_triton_interpreted.py runs these tests under it.
+"""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
+from packkv_kernels.attention import PackedLayer, attend
+from packkv_kernels.backend import available_backends
 from packkv_kernels.config import BLOCK_TOKENS, CacheShape, CodecConfig
-from packkv_kernels.errors import CacheFull, InvalidInput
-from packkv_kernels.format import KVDtype, Payload, read_payload
+from packkv_kernels.errors import CacheFull, InvalidInput, PayloadError
+from packkv_kernels.format import (
+    KVDtype,
+    Payload,
+    read_payload,
+    resident_sections,
+    resident_words,
+)
 from packkv_kernels.paged_cache import PagedCache, SequenceCache
 from packkv_kernels.testing import assert_close, encode_payloads, random_kv, random_profile
 
-SHAPE = CacheShape(layers=2, heads=2, head_dim=64)
+SHAPE = CacheShape(layers=2, heads=1, head_dim=16)
 PROFILE = random_profile(SHAPE)
 
 
-def a_cache(codec: str = "hybrid", capacity_bytes: int = 4 << 20) -> PagedCache:
-    config = CodecConfig.parse(codec)
-    return PagedCache(
-        SHAPE, config, PROFILE, capacity_bytes=capacity_bytes, kv_dtype=KVDtype.FLOAT32
-    )
+NewCache = Callable[..., PagedCache]
+
+
+@pytest.fixture(params=["host", pytest.param("device", marks=pytest.mark.gpu)])
+def a_cache(request: pytest.FixtureRequest) -> NewCache:
+    """Makes caches on the host or on a device."""
+    on_host = request.param == "host"
+    if not on_host and "triton" not in available_backends():
+        pytest.skip("neither a GPU nor TRITON_INTERPRET=1")
+    device = torch.device("cuda" if torch.cuda.is_available() and not on_host else "cpu")
+
+    def new_cache(
+        codec: str = "hybrid", capacity_bytes: int = 4 << 20, max_pages: int | None = None
+    ) -> PagedCache:
+        return PagedCache(
+            SHAPE,
+            CodecConfig.parse(codec),
+            PROFILE,
+            capacity_bytes=capacity_bytes,
+            kv_dtype=KVDtype.FLOAT32,
+            device=device,
+            backend="cpu" if on_host else "triton",
+            max_pages=max_pages,
+        )
+
+    return new_cache
 
 
 def payloads(count: int, codec: str = "hybrid") -> list[Payload]:
@@ -52,7 +87,7 @@ def feed(
         row.pack(cache)
 
 
-def test_a_block_is_kept_once_however_many_sequences_share_it() -> None:
+def test_a_block_is_kept_once_however_many_sequences_share_it(a_cache: NewCache) -> None:
     cache = a_cache()
     (payload,) = payloads(1)
     first = cache.adopt(payload)
@@ -62,7 +97,9 @@ def test_a_block_is_kept_once_however_many_sequences_share_it() -> None:
     assert (cache.used_bytes, first.holders) == (used, 3)
 
 
-def test_a_released_block_stays_for_the_next_request_until_its_space_is_needed() -> None:
+def test_a_released_block_stays_for_the_next_request_until_its_space_is_needed(
+    a_cache: NewCache,
+) -> None:
     # the last is the shortest, so that it fits where any other was
     blocks = sorted(payloads(4), key=lambda block: -len(block.data))
     cache = a_cache(capacity_bytes=3 * len(blocks[0].data))
@@ -75,7 +112,7 @@ def test_a_released_block_stays_for_the_next_request_until_its_space_is_needed()
     assert cache.used_bytes <= cache.capacity_bytes
 
 
-def test_held_pages_are_never_given_up() -> None:
+def test_held_pages_are_never_given_up(a_cache: NewCache) -> None:
     blocks = payloads(3)
     cache = a_cache(capacity_bytes=2 * max(len(block.data) for block in blocks))
     for block in blocks[:2]:
@@ -85,20 +122,107 @@ def test_held_pages_are_never_given_up() -> None:
     assert all(cache.find(block.header.chain_hash) for block in blocks[:2])
 
 
-def test_the_slot_tables_grow_with_the_number_of_pages() -> None:
+def test_the_slot_tables_grow_with_the_number_of_pages(a_cache: NewCache) -> None:
     cache = a_cache("hybrid:v_levels=4", capacity_bytes=16 << 20)
     pages = [cache.adopt(block) for block in payloads(70, "hybrid:v_levels=4")]
     assert sorted(page.slot for page in pages) == list(range(70))
 
 
+def test_tables_without_room_give_up_pages_that_nobody_holds_and_then_refuse(
+    a_cache: NewCache,
+) -> None:
+    cache = a_cache(max_pages=2)
+    if isinstance(cache.layer(0), PackedLayer):
+        pytest.skip("the host's tables grow")
+    first, second, third = payloads(3)
+    cache.release(cache.adopt(first))
+    pages = [cache.adopt(block) for block in (second, third)]
+    assert cache.find(first.header.chain_hash) is None
+    with pytest.raises(CacheFull, match="all 2 that the tables have are held"):
+        cache.adopt(first)
+    used = cache.used_bytes
+    cache.release(pages[0])
+    cache.adopt(first)
+    assert cache.used_bytes <= used
+
+
+def test_a_prefix_is_taken_in_up_to_the_first_block_that_must_be_refused(
+    a_cache: NewCache,
+) -> None:
+    blocks = payloads(4)
+    cache = a_cache()
+    known = cache.adopt(blocks[1])
+    broken = bytearray(blocks[2].data)
+    # a section that claims another number of tokens; nobody has checked its digest yet
+    broken[int(blocks[2].sections[0, 0]) + 4] ^= 1
+    found = cache.adopt_all([*blocks[:2], replace(blocks[2], data=memoryview(broken)), blocks[3]])
+    assert isinstance(found.refusal, PayloadError)
+    assert [page.header.chain_hash[0] for page in found.pages] == [1, 2]
+    assert (found.pages[1], known.holders) == (known, 2)
+    assert cache.find(blocks[2].header.chain_hash) is None
+    small = a_cache(capacity_bytes=int(1.5 * len(blocks[0].data)))
+    cut = small.adopt_all(blocks[:2])
+    assert isinstance(cut.refusal, CacheFull)
+    assert len(cut.pages) == 1
+
+
+@pytest.mark.parametrize("codec", ["hybrid", "raw"])
+def test_attention_reads_a_page_where_another_was_before(a_cache: NewCache, codec: str) -> None:
+    first, second = sorted(payloads(2, codec), key=lambda block: -len(block.data))
+    cache = a_cache(codec, capacity_bytes=int(1.3 * len(first.data)) if codec != "raw" else 20_000)
+    cache.release(cache.adopt(first))
+    page = cache.adopt(second)
+    assert cache.find(first.header.chain_hash) is None, "its place was taken"
+    tables = cache.page_tables(1, 4)
+    tables.update([np.array([page.slot], np.int32)])
+    query, *exact = (torch.randn(1, 1, SHAPE.head_dim).to(cache.device) for _ in range(3))
+    own = [[part] for part in exact]
+    (found,) = attend([query], cache.layer(1), tables, *own, scaling=0.25)
+    unpacked = cache.unpack(page)
+    keys, values = (torch.cat([unpacked[side][1], exact[side]], 1) for side in (0, 1))
+    wanted = (query @ keys.transpose(1, 2) * 0.25).softmax(-1) @ values
+    assert_close(found, wanted, 4e-3, codec)
+
+
 @pytest.mark.parametrize("codec", ["hybrid", "packkv", "raw"])
-def test_a_page_leaves_as_the_payload_it_came_as(codec: str) -> None:
+def test_a_page_leaves_as_the_payload_it_came_as(a_cache: NewCache, codec: str) -> None:
     cache = a_cache(codec)
     (payload,) = payloads(1, codec)
     assert bytes(cache.payload(cache.adopt(payload))) == bytes(payload.data)
 
 
-def test_payloads_that_do_not_fit_the_cache_are_refused() -> None:
+@pytest.mark.parametrize("codec", ["hybrid", "packkv", "raw"])
+def test_a_page_that_is_filled_layer_by_layer_is_like_one_that_came_whole(
+    a_cache: NewCache, codec: str
+) -> None:
+    cache = a_cache(codec)
+    # the memory has held others before
+    for page in [cache.adopt(payload) for payload in payloads(4, codec)[2:]]:
+        cache.release(page)
+    assert cache.forget() == 2
+    arriving = payloads(2, codec)
+    pages = [
+        cache.reserve(one.header, resident_words(one.header, len(one.data))) for one in arriving
+    ]
+    for layer in range(SHAPE.layers):
+        assert cache.find(bytes([1]) * 32) is None
+        layers = range(layer, layer + 1)
+        cache.fill(pages, layers, [resident_sections(one, layers) for one in arriving])
+    cache.finish(pages)
+    for number, (page, payload) in enumerate(zip(pages, arriving, strict=True), 1):
+        assert cache.payload(page) == payload.data
+        assert cache.find(bytes([number]) * 32) is page
+    with pytest.raises(InvalidInput, match="room for"):
+        cache.fill(pages, range(1, 2), [resident_sections(one) for one in arriving])
+    # one that never came is given up without a trace
+    used = cache.used_bytes
+    header = payloads(4, codec)[3].header
+    cache.release(cache.reserve(header, 64))
+    assert cache.used_bytes == used
+    assert cache.find(bytes([4]) * 32) is None
+
+
+def test_payloads_that_do_not_fit_the_cache_are_refused(a_cache: NewCache) -> None:
     (payload,) = payloads(1, "packkv")
     with pytest.raises(InvalidInput, match="does not fit a cache"):
         a_cache("hybrid").adopt(payload)
@@ -108,7 +232,7 @@ def test_payloads_that_do_not_fit_the_cache_are_refused() -> None:
         a_cache("hybrid").adopt(read_payload(short))
 
 
-def test_a_sequence_packs_full_blocks_and_keeps_the_rest_exact() -> None:
+def test_a_sequence_packs_full_blocks_and_keeps_the_rest_exact(a_cache: NewCache) -> None:
     cache, row = a_cache(), SequenceCache(SHAPE)
     feed(row, cache, tensors(150))
     assert (row.packed_tokens, row.residual_tokens(0), row.residual_tokens(1)) == (128, 22, 22)
@@ -117,7 +241,7 @@ def test_a_sequence_packs_full_blocks_and_keeps_the_rest_exact() -> None:
     assert [page.header.first_token for page in row.pages] == [0, 64]
 
 
-def test_token_by_token_makes_the_same_pages_as_all_at_once() -> None:
+def test_token_by_token_makes_the_same_pages_as_all_at_once(a_cache: NewCache) -> None:
     cache = a_cache()
     layers = tensors(130)
     at_once, one_by_one = SequenceCache(SHAPE), SequenceCache(SHAPE)
@@ -133,7 +257,7 @@ def test_token_by_token_makes_the_same_pages_as_all_at_once() -> None:
     ]
 
 
-def test_the_recent_window_stays_exact() -> None:
+def test_the_recent_window_stays_exact(a_cache: NewCache) -> None:
     cache, row = a_cache(), SequenceCache(SHAPE, recent_window=70)
     feed(row, cache, tensors(133))
     assert row.packed_tokens == 0
@@ -141,7 +265,7 @@ def test_the_recent_window_stays_exact() -> None:
     assert (row.packed_tokens, row.residual_tokens()) == (64, 70)
 
 
-def test_a_full_cache_leaves_tokens_exact_and_packs_them_later() -> None:
+def test_a_full_cache_leaves_tokens_exact_and_packs_them_later(a_cache: NewCache) -> None:
     (block,) = payloads(1)
     cache = a_cache(capacity_bytes=int(1.5 * len(block.data)))
     blocker = cache.adopt(block)
@@ -153,7 +277,7 @@ def test_a_full_cache_leaves_tokens_exact_and_packs_them_later() -> None:
     assert (row.packed_tokens, row.residual_tokens()) == (64, 0)
 
 
-def test_values_that_cannot_be_packed_stay_exact_for_good() -> None:
+def test_values_that_cannot_be_packed_stay_exact_for_good(a_cache: NewCache) -> None:
     cache, row = a_cache(), SequenceCache(SHAPE)
     layers = tensors(64)
     layers[1][1][0, 3, 3] = float("nan")
@@ -162,7 +286,7 @@ def test_values_that_cannot_be_packed_stay_exact_for_good() -> None:
     assert (row.packed_tokens, row.residual_tokens()) == (0, 128)
 
 
-def test_forks_share_pages_and_part_ways_afterwards() -> None:
+def test_forks_share_pages_and_part_ways_afterwards(a_cache: NewCache) -> None:
     cache, row = a_cache(), SequenceCache(SHAPE)
     feed(row, cache, tensors(100))
     used = cache.used_bytes
@@ -177,7 +301,9 @@ def test_forks_share_pages_and_part_ways_afterwards() -> None:
     assert cache.used_bytes == 0, "pages without a name go with their last holder"
 
 
-def test_shortening_cuts_the_residual_exactly_and_a_page_as_it_was_packed() -> None:
+def test_shortening_cuts_the_residual_exactly_and_a_page_as_it_was_packed(
+    a_cache: NewCache,
+) -> None:
     cache, row = a_cache("raw"), SequenceCache(SHAPE)
     layers = tensors(200)
     feed(row, cache, layers)
@@ -193,7 +319,7 @@ def test_shortening_cuts_the_residual_exactly_and_a_page_as_it_was_packed() -> N
         row.shorten(cache, 1)
 
 
-def test_a_named_page_is_found_by_the_next_sequence() -> None:
+def test_a_named_page_is_found_by_the_next_sequence(a_cache: NewCache) -> None:
     cache, row = a_cache(), SequenceCache(SHAPE)
     feed(row, cache, tensors(64))
     assert cache.find(b"n" * 32) is None

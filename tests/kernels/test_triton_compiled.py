@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from packkv_kernels.attention.triton.decode import DECODE_REGISTERS
+from packkv_kernels.attention.triton.launch import DECODE_REGISTERS
 from packkv_kernels.offline import TARGETS, KernelRow, catalogue, kernel_rows
 
 SHARED_LIMIT = {"sm_80": 48 << 10, "sm_90": 48 << 10, "gfx942": 64 << 10}
@@ -21,9 +21,27 @@ DECODE_BUDGET = {
     "packed_decode_attention_hd128_v24816": (2.0, 3.4),
     "packed_decode_attention_hd128_v2": (1.8, 3.0),
     "packed_decode_attention_hd128_v8_all_wide": (2.4, 4.0),
+    "packed_decode_attention_hd128_v8_window": (2.0, 3.4),
     "packed_decode_attention_hd64_v8": (2.4, 4.4),
     "packed_decode_attention_hd64_v4": (2.2, 4.1),
     "packed_decode_attention_hd64_v24816": (2.5, 4.7),
+}
+# Instructions per value of the others, in sum of one pass over their code.
+ISSUE_BUDGET = {
+    "unpack_keys_hd128": 34,
+    "unpack_keys_hd64": 40,
+    "unpack_values_hd128": 22,
+    "unpack_values_hd64": 25,
+    "quantise_rotated_values_hd128": 36,
+    "quantise_rotated_values_hd64": 34,
+    "encode_hybrid_sections_hd128": 52,
+    "encode_hybrid_sections_hd64": 62,
+    "kvcomp_quantise_by_channel_hd128": 37,
+    "kvcomp_quantise_by_token_hd128": 37,
+    "kvcomp_encode_hd128": 32,
+    "kvcomp_gather_hd128": 25,
+    "kvcomp_decode_by_table_hd128": 30,
+    "kvcomp_attention_by_table_hd128": 53,
 }
 # Planes that went through shared memory would take tens of KiB, and twice the registers.
 DECODE_SHARED = 12 << 10
@@ -63,6 +81,13 @@ def test_the_decode_loop_keeps_to_its_budget(target: str) -> None:
         assert row.issue_per_element <= issue, row
         assert row.shared_bytes <= DECODE_SHARED, row
         assert row.registers <= DECODE_REGISTERS, row
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_the_other_kernels_keep_to_their_budgets(target: str) -> None:
+    issued = {row.kernel: row.issue_per_element for row in rows(target)}
+    assert {name: issued[name] for name, most in ISSUE_BUDGET.items() if issued[name] > most} == {}
 
 
 @pytest.mark.timeout(600)

@@ -20,10 +20,12 @@ CHECKS = Path(__file__).parent / "interpreted"
 
 
 @pytest.mark.parametrize(
-    "check", ["fast", "narrow", "left_aside", "unpacked", "poisoned", "plugged_in"]
+    "checks",
+    [("fast", "poisoned", "widened"), ("narrow", "unpacked"), ("left_aside", "windowed")],
+    ids="-".join,
 )
-def test_attention_kernels_agree_with_the_reference(check: str) -> None:
-    run_interpreted("attention.py", check)
+def test_attention_kernels_agree_with_the_reference(checks: tuple[str, ...]) -> None:
+    run_interpreted("attention.py", *checks)
 
 
 @pytest.mark.parametrize("check", ["hybrid", "hybrid_widths", "hybrid_raw", "packkv", "layers"])
@@ -31,12 +33,32 @@ def test_encode_kernels_write_the_references_bytes(check: str) -> None:
     run_interpreted("encode.py", check)
 
 
-def run_interpreted(script: str, check: str) -> None:
+def test_kvcomp_kernels_write_and_read_the_hosts_bits() -> None:
+    run_interpreted("kvcomp.py", "blocks", "extremes", "attention", "refused")
+
+
+def test_kernels_are_operators_that_graphs_can_hold() -> None:
+    run_interpreted("operators.py", "schemas", "compiled", "growing")
+
+
+def test_a_device_keeps_the_contract_of_the_paged_cache() -> None:
+    # what a sequence does with its pages is the same on both, and slow here
+    chosen = "device and not (token or window or leaves_tokens or forks)"
+    warnings = ("-W", "ignore::DeprecationWarning", "-p", "no:cacheprovider")
+    tests = CHECKS.parent / "test_paged_cache.py"
+    run_python("-m", "pytest", "-q", *warnings, str(tests), "-k", chosen)
+
+
+def run_interpreted(script: str, *checks: str) -> None:
+    run_python("-W", "error::RuntimeWarning", str(CHECKS / script), *checks)
+
+
+def run_python(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", CHECKS / script, check],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=False,
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )

@@ -1,29 +1,35 @@
 """Attention over packed pages and uncompressed tokens at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from packkv_kernels.attention import cpu, reference
+from packkv_kernels.attention.dense import exact_attention, first_seen, with_exact
 from packkv_kernels.attention.packed import PackedLayer
-from packkv_kernels.attention.state import AttentionState, dense_state, merge
+from packkv_kernels.attention.state import AttentionState, merge
+from packkv_kernels.attention.tables import PageTables
 from packkv_kernels.backend import choose_backend
 from packkv_kernels.errors import InvalidInput
 
-__all__ = ["AttentionState", "PackedLayer", "attend", "merge"]
+if TYPE_CHECKING:
+    from packkv_kernels.attention.triton import DeviceLayer
+
+__all__ = ["AttentionState", "PackedLayer", "PageTables", "attend", "merge"]
 
 
 def attend(
     queries: Sequence[torch.Tensor],
-    layer: PackedLayer | None,
+    layer: "PackedLayer | DeviceLayer | None",
     page_tables: Sequence[NDArray[np.int32]],
     keys: Sequence[torch.Tensor],
     values: Sequence[torch.Tensor],
     *,
     scaling: float,
+    window: int | None = None,
     backend: str | None = None,
 ) -> list[torch.Tensor]:
     """Causal attention of a ragged batch over packed pages, then exact tokens.
@@ -31,71 +37,64 @@ def attend(
     Args:
         queries: per row [q_heads, new, head_dim]; q_heads a multiple of the KV heads.
         layer: the packed pages of this layer; None while there are none anywhere.
-        page_tables: per row int32 [pages]: the pages before the exact tokens, in order.
+        page_tables: per row int32 [pages]: the pages before the exact tokens, in order. For pages
+            on a device a `PageTables` saves copying them there.
         keys: per row [heads, exact, head_dim]; the last `new` tokens are the queries' own.
         values: like keys.
         scaling: factor of the scores, usually head_dim ** -0.5.
-        backend: a name from `available_backends`; None takes the best for the device.
+        window: tokens that a query sees, its own included; None for all before it. Pages that are
+            wholly outside are not read.
+        backend: a name from `available_backends`; None takes the best for the device. Pages that
+            lie on a device are always read there.
 
     Returns:
         Per row [q_heads, new, head_dim] in the dtype of the query.
 
     Raises:
-        InvalidInput: shapes that do not fit each other.
+        InvalidInput: shapes that do not fit each other, or an empty window.
     """
     for query, own, other in zip(queries, keys, values, strict=True):
         _check_shapes(query, own, other)
-    states: Sequence[AttentionState | None] = [None] * len(queries)
-    if layer is not None and queries:
+    if window is not None and window < 1:
+        raise InvalidInput(f"a window of {window} tokens; it must be 1 or more")
+    exact = (keys, values, scaling, window)
+    if layer is None or not any(len(table) for table in page_tables):
+        return [
+            exact_attention(query, own, other, scaling, window)
+            for query, own, other in zip(queries, keys, values, strict=True)
+        ]
+    if isinstance(layer, PackedLayer):
         choice = choose_backend(backend, queries[0].device)
-        states = _over_pages(choice)(queries, layer, page_tables, scaling)
+        if choice != "triton":
+            return _attend_on_host(queries, layer, page_tables, *exact, choice)
+    # machines without a GPU never load it
+    from packkv_kernels.attention import triton
+
+    return triton.attend_rows(queries, layer, page_tables, *exact)
+
+
+def _attend_on_host(
+    queries: Sequence[torch.Tensor],
+    layer: PackedLayer,
+    page_tables: Sequence[NDArray[np.int32]],
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    scaling: float,
+    window: int | None,
+    backend: str,
+) -> list[torch.Tensor]:
+    lowest = [
+        first_seen(table, query, own, window)
+        for query, table, own in zip(queries, page_tables, keys, strict=True)
+    ]
+    over_pages = reference.packed_states if backend == "reference" else cpu.packed_states
+    states = over_pages(queries, layer, page_tables, scaling, lowest)
     return [
-        _exact_attention(query, own, other, scaling)
+        exact_attention(query, own, other, scaling, window)
         if state is None
-        else _with_exact(state, query, own, other, scaling)
+        else with_exact(state, query, own, other, scaling, window)
         for query, state, own, other in zip(queries, states, keys, values, strict=True)
     ]
-
-
-def _over_pages(backend: str) -> Callable[..., Sequence[AttentionState | None]]:
-    if backend == "triton":
-        # machines without a GPU never load it
-        from packkv_kernels.attention import triton
-
-        return triton.packed_states
-    return reference.packed_states if backend == "reference" else cpu.packed_states
-
-
-def _with_exact(
-    state: AttentionState,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scaling: float,
-) -> torch.Tensor:
-    grouped = (query.float() * scaling).view(keys.shape[0], -1, *query.shape[1:])
-    exact = dense_state(grouped, keys.float(), values.float(), causal=True)
-    return merge(state, exact).out.to(query.dtype)
-
-
-def _exact_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """Without pages this is ordinary attention, so the library's kernel does it."""
-    new, tokens = query.shape[1], keys.shape[1]
-    mask = None
-    if new != tokens and new > 1:
-        mask = torch.ones(new, tokens, dtype=torch.bool, device=query.device)
-        mask = mask.tril(tokens - new)
-    return F.scaled_dot_product_attention(
-        query[None],
-        keys[None],
-        values[None],
-        attn_mask=mask,
-        is_causal=new == tokens and new > 1,
-        scale=scaling,
-        enable_gqa=query.shape[0] != keys.shape[0],
-    )[0]
 
 
 def _check_shapes(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:

@@ -18,25 +18,37 @@ from packkv_kernels.format.compiled import compiled
 # a second pass over an unpacked workspace does.
 FUSED_ROWS = 12
 
+# A first token before any, for queries that see all.
+_ALL = -(1 << 40)
+
 
 def packed_states(
     queries: Sequence[torch.Tensor],
     layer: PackedLayer,
     page_tables: Sequence[NDArray[np.int32]],
     scaling: float,
+    first_seen: Sequence[int | None] | None = None,
 ) -> list[AttentionState | None]:
-    """Attention of each row's queries over all tokens of the row's pages.
+    """Attention of each row's queries over the tokens of the row's pages.
 
     Args:
         queries: per row [q_heads, new, head_dim]; `new` may differ between rows.
         layer: the packed pages.
         page_tables: per row int32 [pages], page slots in order; may be empty.
         scaling: factor of the scores.
+        first_seen: per row the position of the first token that its first query sees; each later
+            query sees from one token later on. None, in all or for a row, shows all tokens. Pages
+            that no query sees are not read.
 
     Returns:
-        Per row the state, or None for a row without pages.
+        Per row the state, or None for a row without pages to look at. The lse of a query that sees
+        no token is −∞, and its mean 0.
     """
     states: list[AttentionState | None] = [None] * len(queries)
+    lowest = [_ALL if low is None else low for low in first_seen or [None] * len(queries)]
+    skipped = [max(0, low) // BLOCK_TOKENS for low in lowest]
+    page_tables = [table[skip:] for table, skip in zip(page_tables, skipped, strict=True)]
+    lowest = [low - skip * BLOCK_TOKENS for low, skip in zip(lowest, skipped, strict=True)]
     fused: list[int] = []
     for row, (query, table) in enumerate(zip(queries, page_tables, strict=True)):
         if len(table) == 0:
@@ -44,12 +56,16 @@ def packed_states(
         if query.shape[0] // layer.heads * query.shape[1] <= FUSED_ROWS:
             fused.append(row)
         else:
-            states[row] = _unpacked_state(query, layer, table, scaling)
+            states[row] = _unpacked_state(query, layer, table, scaling, lowest[row])
     # rows of one shape share a launch, so that a batch of short sequences fills the cores
     for shape in {queries[row].shape for row in fused}:
         rows = [row for row in fused if queries[row].shape == shape]
         found = _fused_states(
-            [queries[r] for r in rows], layer, [page_tables[r] for r in rows], scaling
+            [queries[row] for row in rows],
+            layer,
+            [page_tables[row] for row in rows],
+            scaling,
+            [lowest[row] for row in rows],
         )
         for row, state in zip(rows, found, strict=True):
             states[row] = state
@@ -57,7 +73,11 @@ def packed_states(
 
 
 def _unpacked_state(
-    query: torch.Tensor, layer: PackedLayer, table: NDArray[np.int32], scaling: float
+    query: torch.Tensor,
+    layer: PackedLayer,
+    table: NDArray[np.int32],
+    scaling: float,
+    lowest: int,
 ) -> AttentionState:
     keys = torch.empty(layer.heads, len(table) * BLOCK_TOKENS, layer.head_dim)
     values = torch.empty_like(keys)
@@ -67,7 +87,10 @@ def _unpacked_state(
         _unpack_pages(start, stop, *packed, table, *out)
 
     run_parallel(work, layer.heads * len(table))
-    state = dense_state(layer.fold_query(query, scaling), keys, values, causal=False)
+    # when even the last query sees the first token there is nothing to hide
+    first = lowest if lowest + query.shape[1] > 1 else None
+    folded = layer.fold_query(query, scaling)
+    state = dense_state(folded, keys, values, causal=False, first_seen=first)
     return AttentionState(layer.unrotate(state.out), state.lse)
 
 
@@ -76,6 +99,7 @@ def _fused_states(
     layer: PackedLayer,
     page_tables: Sequence[NDArray[np.int32]],
     scaling: float,
+    first_seen: Sequence[int],
 ) -> list[AttentionState]:
     q_heads, new, head_dim = queries[0].shape
     rows = q_heads // layer.heads * new
@@ -91,14 +115,16 @@ def _fused_states(
     lse = np.empty((batch, layer.heads, splits, rows), np.float32)
     query = folded.reshape(batch, layer.heads, rows, head_dim).numpy()
     packed, tables = _arrays(layer), np.concatenate(page_tables)
+    lowest = np.array(first_seen, np.int64)
 
     def work(start: int, stop: int) -> None:
-        _fused_attention(start, stop, query, *packed, tables, starts, out, lse)
+        _fused_attention(start, stop, query, *packed, tables, starts, lowest, new, out, lse)
 
     run_parallel(work, batch * layer.heads * splits)
     parts, weights = torch.from_numpy(out), torch.from_numpy(lse)
     total = torch.logsumexp(weights, dim=2)  # [batch, heads, rows]
-    share = torch.exp(weights - total[:, :, None])
+    floor = total.masked_fill(total == float("-inf"), 0.0)
+    share = torch.exp(weights - floor[:, :, None])
     merged = layer.unrotate((parts * share[..., None]).sum(dim=2))
     return [
         AttentionState(
@@ -178,6 +204,8 @@ def _fused_attention(
     levels: NDArray[np.uint8],
     tables: NDArray[np.int32],
     starts: NDArray[np.int64],
+    lowest: NDArray[np.int64],
+    new: int,
     out: NDArray[np.float32],
     lse: NDArray[np.float32],
 ) -> None:
@@ -187,6 +215,8 @@ def _fused_attention(
         start, stop: the tasks of this call.
         queries: [batch, heads, rows, head_dim] in the packed domain.
         tables, starts: page slots of all sequences, and where each sequence's begin.
+        lowest: of each sequence, the first token that its first query sees.
+        new: query row r is that of the new token r % new.
         out, lse: [batch, heads, splits, rows(, head_dim)], one partial state per task.
     """
     heads, splits, rows, head_dim = out.shape[1:]
@@ -202,13 +232,18 @@ def _fused_attention(
         top = np.full(rows, np.float32(-np.inf), np.float32)
         total = np.zeros(rows, np.float32)
         mean = np.zeros((rows, head_dim), np.float32)
+        hidden = np.zeros(rows, np.int64)
         for place in range(first, last):
             page = tables[place]
             base, descriptor = bases[page, head], descriptors[page, head]
             unpack_k_tile(words, base, descriptor, order[head], inv_step[head], tile)
+            before = lowest[row] - (place - starts[row]) * BLOCK_TOKENS
             for r in range(rows):
+                hidden[r] = min(max(before + r % new, 0), BLOCK_TOKENS)
+                if hidden[r] == BLOCK_TOKENS:
+                    continue
                 best = top[r]
-                for t in range(BLOCK_TOKENS):
+                for t in range(hidden[r], BLOCK_TOKENS):
                     score = np.float32(0)
                     for c in range(head_dim):
                         score += query[r, c] * tile[t, c]
@@ -217,7 +252,7 @@ def _fused_attention(
                 shrink = np.exp(top[r] - best)
                 top[r] = best
                 weight = np.float32(0)
-                for t in range(BLOCK_TOKENS):
+                for t in range(hidden[r], BLOCK_TOKENS):
                     scores[r, t] = np.exp(scores[r, t] - best)
                     weight += scores[r, t]
                 total[r] = total[r] * shrink + weight
@@ -225,12 +260,12 @@ def _fused_attention(
                     mean[r, c] *= shrink
             unpack_v_tile(words, base, descriptor, levels[head], tile)
             for r in range(rows):
-                for t in range(BLOCK_TOKENS):
+                for t in range(hidden[r], BLOCK_TOKENS):
                     weight = scores[r, t]
                     for c in range(head_dim):
                         mean[r, c] += weight * tile[t, c]
         for r in range(rows):
-            if first == last:
+            if total[r] == 0:
                 lse[row, head, split, r] = -np.inf
                 out[row, head, split, r] = 0
             else:

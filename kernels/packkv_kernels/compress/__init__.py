@@ -14,6 +14,7 @@ from packkv_kernels.profile import Profile
 
 __all__ = [
     "LayerPlan",
+    "check_input",
     "decode_block",
     "encode_layer",
     "encode_planned",
@@ -58,7 +59,7 @@ def encode_layer(
             values beyond ±65,504. The message says where.
         ProfileError: a profile of another shape.
     """
-    _check_input(keys, values, layer, config, first_token)
+    check_input(keys, values, layer, config, first_token)
     plan = _plan_of(keys, layer, config, profile, first_head)
     return _encode(keys.detach(), values.detach(), plan, first_token, backend)
 
@@ -78,7 +79,7 @@ def encode_planned(
         plan: of `plan_layers`, for this layer and these heads.
         layer: for messages.
     """
-    _check_input(keys, values, layer, plan.config, first_token)
+    check_input(keys, values, layer, plan.config, first_token)
     return _encode(keys.detach(), values.detach(), plan, first_token, backend)
 
 
@@ -144,9 +145,14 @@ def _plan_of(
     return plan_layers(config, profile, shape, first_head)[layer]
 
 
-def _check_input(
+def check_input(
     keys: torch.Tensor, values: torch.Tensor, layer: int, config: CodecConfig, first_token: int
 ) -> None:
+    """Refuses what `encode_layer` refuses, for callers that go past it.
+
+    Raises:
+        InvalidInput: as there.
+    """
     _check_tensors(keys, values)
     _check_finite("K", keys, layer, config)
     _check_finite("V", values, layer, config)

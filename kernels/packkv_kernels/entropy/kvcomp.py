@@ -102,12 +102,16 @@ class KVCompSide:
         return BLOCK_TOKENS * len(self.offsets)
 
     @property
+    def words(self) -> NDArray[np.uint32]:
+        """The blocks one after the other; `offsets` says where each begins."""
+        return self._words[:-BLOCK_SLACK]
+
+    @property
     def nbytes(self) -> int:
         """All that is kept: blocks with their slice lengths and units, offsets, the codebook."""
         if self.codebook is None:
             return 0
-        blocks = self._words.nbytes - 4 * BLOCK_SLACK
-        return blocks + self.offsets.nbytes + len(self.codebook.to_bytes())
+        return self.words.nbytes + self.offsets.nbytes + len(self.codebook.to_bytes())
 
     def append(self, values: NDArray[np.float32]) -> None:
         """Compresses whole blocks behind those that are there.

@@ -23,7 +23,8 @@ def quantise(
     Returns:
         (codes uint8 of the same shape, units u32 [blocks, units]: minimum, step << 16).
     """
-    low = _half_below(values.min(axes, keepdims=True))
+    # of zeros the positive one: which of them a minimum is depends on the order of comparisons
+    low = _half_below(values.min(axes, keepdims=True) + np.float32(0))
     span = values.max(axes, keepdims=True) - low.astype(np.float32)
     step = _half_above(rel * span)
     divisor = np.where(step == 0, np.float16(1), step).astype(np.float32)
@@ -45,10 +46,15 @@ def dequantise(
 def _half_below(values: NDArray[np.float32]) -> NDArray[np.float16]:
     """The largest fp16 that is not above."""
     half = values.astype(np.float16)
-    return np.where(half > values, np.nextafter(half, np.float16(-np.inf)), half)
+    # looked up everywhere, also next to the largest, where it is not taken
+    with np.errstate(over="ignore"):
+        below = np.nextafter(half, np.float16(-np.inf))
+    return np.where(half > values, below, half)
 
 
 def _half_above(values: NDArray[np.float32]) -> NDArray[np.float16]:
     """The least fp16 that is not below."""
     half = values.astype(np.float16)
-    return np.where(half < values, np.nextafter(half, np.float16(np.inf)), half)
+    with np.errstate(over="ignore"):
+        above = np.nextafter(half, np.float16(np.inf))
+    return np.where(half < values, above, half)

@@ -1,6 +1,7 @@
 """GPU kernels without a GPU: compiled for targets that are not here, and their machine code read.
 
-catalogue    every kernel with the shapes its cost is stated for
+catalogue    every kernel with the shapes its cost is stated for;  kvcomp  those of KVComp
+kernel       one of them, with its arguments' types
 disassembly  registers, spills and instructions of a compiled kernel
 """
 
@@ -8,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from packkv_kernels.offline.catalogue import ARGUMENT_TYPES, CataloguedKernel, catalogue
+from packkv_kernels.offline.catalogue import catalogue
 from packkv_kernels.offline.disassembly import Cost, read_cost
+from packkv_kernels.offline.kernel import ARGUMENT_TYPES, CataloguedKernel
 
 __all__ = [
     "TARGETS",

@@ -1,6 +1,6 @@
 """The paged cache of a worker: packed blocks of many sequences in one arena, shared by prefix."""
 
-from packkv_kernels.paged_cache.cache import Page, PagedCache
+from packkv_kernels.paged_cache.cache import Adopted, Page, PagedCache
 from packkv_kernels.paged_cache.sequence import SequenceCache
 
-__all__ = ["Page", "PagedCache", "SequenceCache"]
+__all__ = ["Adopted", "Page", "PagedCache", "SequenceCache"]

@@ -1,33 +1,40 @@
-"""PagedCache: the packed blocks of a worker, in one arena of fixed size."""
+"""PagedCache: the packed blocks of a worker, in one arena of fixed size, on host or device."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from packkv_kernels.attention import PackedLayer
-from packkv_kernels.compress import cpu, encode_planned, plan_layers
+from packkv_kernels.attention import PackedLayer, PageTables
+from packkv_kernels.backend import choose_backend
+from packkv_kernels.compress import LayerPlan, plan_layers
 from packkv_kernels.config import BLOCK_TOKENS, CacheShape, CodecConfig, CodecId
-from packkv_kernels.errors import CacheFull, InvalidInput
+from packkv_kernels.errors import CacheFull, InvalidInput, PayloadError
 from packkv_kernels.format import (
     KVDtype,
     Payload,
     PayloadHeader,
     ResidentSections,
-    read_payload,
     resident_sections,
     write_payload,
 )
 from packkv_kernels.format.raw import compress_values
-from packkv_kernels.format.tile import DESCRIPTOR_WORDS, WORDS
+from packkv_kernels.format.tile import WORDS
+from packkv_kernels.paged_cache.arena import Arena, HostArena, Place, Tensors
 from packkv_kernels.paged_cache.extents import Extents
 from packkv_kernels.profile import Profile
 
+if TYPE_CHECKING:
+    from packkv_kernels.attention.triton import DeviceLayer
+
 _NO_HASH = bytes(32)
-_FIRST_SLOTS = 64
+
+# Tables of a device have room for pages down to this size; of larger ones the bytes run out first.
+_LEAST_BITS_PER_VALUE = 1.5
 
 
 @dataclass(eq=False)
@@ -35,18 +42,20 @@ class Page:
     """One block in the arena, shared by all sequences that hold it.
 
     Attributes:
-        slot: its row in the cache's tables, which page tables name.
-        start, words: its run of the arena, in u32 words.
+        place: its run of the arena, and its row in the cache's tables: the slot, which page tables
+            name.
         header: of the payload it came from or becomes; the hashes are zero until it has a name.
         holders: how many sequences hold it. A named page without holders stays until its space
             is needed, for the next request with the same prefix.
     """
 
-    slot: int
-    start: int
-    words: int
+    place: Place
     header: PayloadHeader
     holders: int = 1
+
+    @property
+    def slot(self) -> int:
+        return self.place.slot
 
     @property
     def chain_hash(self) -> bytes | None:
@@ -54,8 +63,18 @@ class Page:
         return None if self.header.chain_hash == _NO_HASH else self.header.chain_hash
 
 
+class Adopted(NamedTuple):
+    """The pages of a prefix, held by the caller, and what ended it if it was cut."""
+
+    pages: list[Page]
+    refusal: PayloadError | CacheFull | None
+
+
 class PagedCache:
     """Packed blocks in one arena: adopted from the store or packed here, shared by prefix.
+
+    The arena is where attention reads it: in the device's memory for the backend `triton`, else in
+    the host's.
 
     The capacity is a hard bound: what does not fit raises `CacheFull`, after pages that nobody
     holds have been given up, least recently used first. Not for use by several threads at once.
@@ -70,6 +89,9 @@ class PagedCache:
         capacity_bytes: int,
         kv_dtype: KVDtype,
         first_head: int = 0,
+        device: torch.device | None = None,
+        backend: str | None = None,
+        max_pages: int | None = None,
     ) -> None:
         """
         Args:
@@ -79,42 +101,53 @@ class PagedCache:
             capacity_bytes: size of the arena.
             kv_dtype: what the model computes.
             first_head: the first KV head of this rank.
+            device: where the model computes; None for the CPU.
+            backend: a name from `available_backends`; None takes the best for the device.
+            max_pages: that a device's tables have room for, 168 bytes a section each; None for as
+                many as fit the arena at 1.5 bits per value. The host's tables grow.
 
         Raises:
-            InvalidInput: a codec without its profile.
+            InvalidInput: a codec without its profile, or a backend that is not here.
             ProfileError: a profile of another shape.
         """
         self.shape, self.config, self.kv_dtype = shape, config, kv_dtype
         self.first_head = first_head
-        self._plans = plan_layers(config, profile, shape, first_head)
+        self._plans: Sequence[LayerPlan] = plan_layers(config, profile, shape, first_head)
         self._profile_digest = (
             profile.digest if profile is not None and config.needs_profile else bytes(32)
         )
-        self._words = np.zeros(capacity_bytes // 4, np.uint32)
-        self._extents = Extents(len(self._words))
-        self._bases = np.zeros((shape.layers, _FIRST_SLOTS, shape.heads), np.int64)
-        self._descriptors = np.zeros((*self._bases.shape, DESCRIPTOR_WORDS), np.int32)
-        self._free_slots = list(range(_FIRST_SLOTS - 1, -1, -1))
+        self.device = device or torch.device("cpu")
+        self._arena = self._new_arena(capacity_bytes, backend, max_pages)
+        self._extents = Extents(self._arena.words)
+        self._free_slots = list(range(self._arena.slots - 1, -1, -1))
         self._named: dict[bytes, Page] = {}
         self._idle: OrderedDict[bytes, Page] = OrderedDict()
 
     @property
+    def is_on_device(self) -> bool:
+        """Whether pages lie where Triton's kernels read them, rather than in host memory."""
+        return not isinstance(self._arena, HostArena)
+
+    @property
     def capacity_bytes(self) -> int:
-        return 4 * len(self._words)
+        return 4 * self._arena.words
 
     @property
     def used_bytes(self) -> int:
         """Bytes of the arena that pages take, held or not."""
         return 4 * self._extents.used
 
-    def layer(self, layer: int) -> PackedLayer:
-        """All pages of one layer, as attention reads them."""
-        return PackedLayer(
-            self._words,
-            self._bases[layer],
-            self._descriptors[layer],
-            self._plans[layer],
-        )
+    def layer(self, layer: int) -> "PackedLayer | DeviceLayer":
+        """All pages of one layer, as attention reads them.
+
+        On a device, what is launched afterwards starts when the pages of that layer have arrived;
+        who replays a captured graph instead of launching asks for its layers before each replay.
+        """
+        return self._arena.layer(layer)
+
+    def page_tables(self, batch: int, max_pages: int) -> PageTables:
+        """Empty tables for so many sequences of at most so many pages, on the model's device."""
+        return PageTables(batch, max_pages, self.device)
 
     def find(self, chain_hash: bytes) -> Page | None:
         """The page of that name, now held by the caller too; None when it is not here."""
@@ -148,25 +181,85 @@ class PagedCache:
             InvalidInput: a payload of another shape or codec, or not a full block.
             CacheFull: no room, and every page is held.
         """
-        header = payload.header
-        if header.chain_hash != _NO_HASH and (page := self.find(header.chain_hash)) is not None:
-            return page
-        self._check_fit(header)
-        sections = resident_sections(payload)
-        start = self._room_for(len(sections.words))
-        slot = self._take_slot()
-        self._words[start : start + len(sections.words)] = sections.words
-        by_layer = (self.shape.layers, self.shape.heads)
-        self._bases[:, slot] = sections.bases.reshape(by_layer) + start
-        self._descriptors[:, slot] = sections.descriptors.reshape(*by_layer, DESCRIPTOR_WORDS)
-        page = Page(slot, start, len(sections.words), header)
-        if page.chain_hash is not None:
-            self._named[page.chain_hash] = page
-        return page
+        pages, refusal = self.adopt_all([payload])
+        if refusal is not None:
+            raise refusal
+        return pages[0]
 
-    def encode(
-        self, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], *, first_token: int
-    ) -> Iterator[Page]:
+    def adopt_all(self, payloads: Sequence[Payload]) -> Adopted:
+        """Takes in the payloads of a prefix, in order, up to the first that must be refused.
+
+        Copies to a device go layer by layer over all of them, so that attention of the first layer
+        may start before the last has arrived.
+
+        Raises:
+            InvalidInput: a payload of another shape or codec, or not a full block.
+        """
+        for payload in payloads:
+            self._check_fit(payload.header)
+        pages: list[Page] = []
+        blocks: list[tuple[Place, ResidentSections]] = []
+        refusal: PayloadError | CacheFull | None = None
+        for payload in payloads:
+            name = payload.header.chain_hash
+            if name != _NO_HASH and (known := self.find(name)) is not None:
+                pages.append(known)
+                continue
+            try:
+                sections = resident_sections(payload)
+                place = self._take_place(len(sections.words))
+            except (PayloadError, CacheFull) as error:
+                refusal = error
+                break
+            blocks.append((place, sections))
+            pages.append(self._new_page(place, payload.header))
+        if blocks:
+            self._arena.put(blocks)
+        return Adopted(pages, refusal)
+
+    def reserve(self, header: PayloadHeader, words: int) -> Page:
+        """Room for a block that arrives layer by layer; the caller holds the page.
+
+        Of the resident payload it takes the header, and `resident_words` of it. No layer may be
+        read before `fill` has been given it, and nobody finds the page before `finish`.
+
+        Raises:
+            InvalidInput: a payload of another shape or codec, or not a full block.
+            CacheFull: no room, and every page is held.
+        """
+        self._check_fit(header)
+        return Page(self._take_place(words), header)
+
+    def fill(
+        self, pages: Sequence[Page], layers: range, sections: Sequence[ResidentSections]
+    ) -> None:
+        """The next layers of reserved pages: their proven `sections`, in the order of the pages.
+
+        Raises:
+            InvalidInput: more than there is room for.
+        """
+        blocks = []
+        for page, found in zip(pages, sections, strict=True):
+            slot, start, words = page.place
+            at = int(self._arena.lengths(slot)[: layers.start].sum())
+            if at + len(found.words) > words:
+                raise InvalidInput(f"{at} + {len(found.words)} words, room for {words}")
+            blocks.append((Place(slot, start + at, len(found.words)), found))
+        self._arena.put(blocks, layers)
+
+    def finish(self, pages: Sequence[Page]) -> None:
+        """All layers of these reserved pages are filled: whoever wants them finds them."""
+        for page in pages:
+            self._named.setdefault(page.header.chain_hash, page)
+
+    def forget(self) -> int:
+        """Gives up every page that nobody holds; how many."""
+        count = len(self._idle)
+        while self._idle:
+            self._free_oldest()
+        return count
+
+    def encode(self, layers: Tensors, *, first_token: int) -> Iterator[Page]:
         """Packs K and V into pages, in order; the caller holds each as it comes.
 
         Args:
@@ -177,20 +270,11 @@ class PagedCache:
             InvalidInput: NaN or infinity, or a shape that does not fit.
             CacheFull: no room for the next page; those before it stay.
         """
-        encoded = [
-            encode_planned(
-                keys.transpose(0, 1),
-                values.transpose(0, 1),
-                self._plans[layer],
-                layer=layer,
-                first_token=first_token,
-            )
-            for layer, (keys, values) in enumerate(layers)
-        ]
-        for block in range(len(encoded[0])):
-            sections = [section for layer in encoded for section in layer[block]]
-            header = self._header(first_token + block * BLOCK_TOKENS)
-            yield self.adopt(read_payload(write_payload(header, sections)))
+        incoming = self._arena.encode(layers, self._header, first_token)
+        for block, (words, put) in enumerate(incoming):
+            place = self._take_place(words)
+            put(place)
+            yield self._new_page(place, self._header(first_token + block * BLOCK_TOKENS))
 
     def name(self, page: Page, *, root_hash: bytes, chain_hash: bytes) -> None:
         """Gives a page that was packed here its name, so that others can find it."""
@@ -203,24 +287,31 @@ class PagedCache:
 
     def section_bytes(self, page: Page) -> NDArray[np.int64]:
         """Bytes of a page's sections, int64 [layers, heads]."""
-        return 4 * self._descriptors[:, page.slot, :, WORDS].astype(np.int64)
+        return 4 * self._arena.lengths(page.slot).astype(np.int64)
 
     def unpack(self, page: Page) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V [layers, heads, 64, head_dim] of a page, in the model's dtype."""
-        sections = ResidentSections(
-            self._words,
-            self._bases[:, page.slot].reshape(-1),
-            self._descriptors[:, page.slot].reshape(-1, DESCRIPTOR_WORDS),
-        )
-        keys, values = cpu.decode_layers(sections, self._plans, BLOCK_TOKENS)
+        """K and V [layers, heads, 64, head_dim] of a page, as the model has them."""
+        keys, values = self._arena.unpack(page.place)
         dtype = _TORCH_DTYPES[self.kv_dtype]
-        return keys.transpose(1, 2).to(dtype), values.transpose(1, 2).to(dtype)
+        return keys.to(self.device, dtype), values.to(self.device, dtype)
+
+    def _new_arena(self, capacity_bytes: int, backend: str | None, max_pages: int | None) -> Arena:
+        if choose_backend(backend, self.device) != "triton":
+            return HostArena(self._plans, capacity_bytes)
+        # machines without a GPU never load it
+        from packkv_kernels.paged_cache.device import DeviceArena
+
+        raw = self.config.codec_id is CodecId.RAW
+        bits = 8 * self.kv_dtype.itemsize if raw else _LEAST_BITS_PER_VALUE
+        values = 2 * BLOCK_TOKENS * self.shape.layers * self.shape.heads * self.shape.head_dim
+        slots = max_pages or max(1, int(8 * capacity_bytes / (bits * values)))
+        return DeviceArena(self._plans, capacity_bytes, self.device, slots=slots)
 
     def _sections(self, page: Page) -> list[bytes]:
-        bases = self._bases[:, page.slot].reshape(-1).tolist()
-        lengths = self._descriptors[:, page.slot, :, WORDS].reshape(-1).tolist()
+        found = self._arena.sections(page.place)
+        bases, lengths = found.bases.tolist(), found.descriptors[:, WORDS].tolist()
         runs = [
-            self._words[base : base + length].tobytes()
+            found.words[base : base + length].tobytes()
             for base, length in zip(bases, lengths, strict=True)
         ]
         if self.config.codec_id is not CodecId.RAW:
@@ -252,34 +343,48 @@ class PagedCache:
         if wanted != found:
             raise InvalidInput(f"a payload of {found} does not fit a cache of {wanted}")
 
-    def _room_for(self, words: int) -> int:
+    def _take_place(self, words: int) -> Place:
+        """Room for a page, from pages that nobody holds if need be."""
         while (start := self._extents.take(words)) is None:
             if not self._idle:
                 raise CacheFull(
                     f"no room for a page of {4 * words} bytes: {self.used_bytes} of "
                     f"{self.capacity_bytes} are in pages that sequences hold"
                 )
-            # dictionaries keep order: the page that has been idle longest goes first
-            _, page = self._idle.popitem(last=False)
-            self._free(page)
-        return start
+            self._free_oldest()
+        try:
+            return Place(self._take_slot(), start, words)
+        except CacheFull:
+            self._extents.give_back(start, words)
+            raise
+
+    def _take_slot(self) -> int:
+        if not self._free_slots and self._idle and not self._arena.grows:
+            self._free_oldest()
+        if not self._free_slots:
+            slots = self._arena.slots
+            self._arena.grow()
+            self._free_slots = list(range(self._arena.slots - 1, slots - 1, -1))
+        return self._free_slots.pop()
+
+    def _new_page(self, place: Place, header: PayloadHeader) -> Page:
+        page = Page(place, header)
+        if page.chain_hash is not None:
+            self._named[page.chain_hash] = page
+        return page
+
+    def _free_oldest(self) -> None:
+        # dictionaries keep order: the page that has been idle longest goes first
+        _, page = self._idle.popitem(last=False)
+        self._free(page)
 
     def _free(self, page: Page) -> None:
-        self._extents.give_back(page.start, page.words)
+        self._arena.give_up(page.place)
+        self._extents.give_back(page.place.start, page.place.words)
         self._free_slots.append(page.slot)
         chain_hash = page.chain_hash
         if chain_hash is not None and self._named.get(chain_hash) is page:
             del self._named[chain_hash]
-
-    def _take_slot(self) -> int:
-        if not self._free_slots:
-            slots = self._bases.shape[1]
-            self._bases = np.concatenate([self._bases, np.zeros_like(self._bases)], axis=1)
-            self._descriptors = np.concatenate(
-                [self._descriptors, np.zeros_like(self._descriptors)], axis=1
-            )
-            self._free_slots = list(range(2 * slots - 1, slots - 1, -1))
-        return self._free_slots.pop()
 
 
 _TORCH_DTYPES = {

@@ -21,6 +21,9 @@ ATTENTION = "packkv"
 # the attribute of a K tensor that carries the cache layer it belongs to
 TAG = "_packkv_layer"
 
+# the attribute of a mask that carries the length of the sliding window it is for
+_WINDOW = "_packkv_window"
+
 
 class Attends(Protocol):
     """What the K tensor of a packed cache carries: the cache layer that can attend."""
@@ -32,8 +35,9 @@ class Attends(Protocol):
         values: torch.Tensor,
         padding_mask: torch.Tensor | None,
         scaling: float,
+        window: int | None,
     ) -> torch.Tensor:
-        """Attention output [batch, new, q_heads, head_dim]."""
+        """Attention output [batch, new, q_heads, head_dim]; a query sees `window` tokens."""
         ...
 
 
@@ -61,15 +65,22 @@ def _packed_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Signature and layouts are those of transformers' AttentionInterface."""
     _refuse_unsupported(attention_mask, dropout, kwargs)
+    masked = getattr(attention_mask, _WINDOW, None)
+    if masked != sliding_window:
+        raise ValueError(
+            f"this model's mask is for a window of {masked} tokens, but its attention for one of "
+            f"{sliding_window}: PackKV cannot tell which is meant"
+        )
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: Attends | None = getattr(key, TAG, None)
     if layer is not None:
-        return layer.attend(query, key, value, attention_mask, factor), None
-    return _dense_attention(query, key, value, attention_mask, factor), None
+        return layer.attend(query, key, value, attention_mask, factor, sliding_window), None
+    return _dense_attention(query, key, value, attention_mask, factor, sliding_window), None
 
 
 def _dense_attention(
@@ -78,10 +89,13 @@ def _dense_attention(
     value: torch.Tensor,
     padding_mask: torch.Tensor | None,
     scaling: float,
+    window: int | None,
 ) -> torch.Tensor:
     """Ordinary causal attention, for a call without a cache or with another kind of cache."""
     new, tokens = query.shape[2], key.shape[2]
     mask = torch.ones(new, tokens, dtype=torch.bool, device=query.device).tril(tokens - new)
+    if window is not None:
+        mask = mask.triu(tokens - new - window + 1)
     if padding_mask is not None:
         # a padded query sees itself, so that no row of the softmax is empty
         diagonal = torch.eye(tokens, dtype=torch.bool, device=query.device)[tokens - new :]
@@ -103,7 +117,7 @@ def _refuse_unsupported(
         )
     if dropout:
         raise ValueError(f"PackKV attends without dropout, not with {dropout}: call model.eval()")
-    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
+    for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise ValueError(f"PackKV does not support {name}={options[name]!r} in this version")
 
@@ -119,12 +133,47 @@ def _padding_mask(
     local_size: int | None = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """The padding mask [batch, kv_length], or None when nothing is padded."""
-    if mask_function is not causal_mask_function or local_size is not None:
+    """The padding mask [batch, kv_length], or None when nothing is padded.
+
+    That of a sliding window is always there, and says how long the window is.
+    """
+    columns = kv_length + kv_offset
+    queries = torch.arange(q_offset, q_offset + q_length)
+    if mask_function is not causal_mask_function and (
+        local_size is None or not _is_window(mask_function, queries, columns, local_size)
+    ):
         raise ValueError(
-            "PackKV supports causal full attention; this model asks for another mask "
-            "(sliding window, packed sequences, prefix or bidirectional attention)"
+            "PackKV supports causal attention, full or in a sliding window; this model asks for "
+            "another mask (packed sequences, prefix, bidirectional or chunked attention)"
         )
-    if attention_mask is None or bool(attention_mask.all()):
+    if local_size is None and (attention_mask is None or bool(attention_mask.all())):
         return None
-    return F.pad(attention_mask, (0, kv_length + kv_offset - attention_mask.shape[-1]))
+    if attention_mask is None:
+        attention_mask = torch.ones(batch_size, columns, dtype=torch.bool)
+    mask = F.pad(attention_mask, (0, columns - attention_mask.shape[-1]))
+    if local_size is not None:
+        setattr(mask, _WINDOW, local_size)
+    return mask
+
+
+def _is_window(
+    mask_function: Callable[..., Any],
+    queries: torch.Tensor,
+    columns: int,
+    window: int,
+) -> bool:
+    """Whether a mask is that of a causal window, as far as the edges of each query's tell.
+
+    A window of sequences that were packed into a row, of images that see both ways, or that is
+    reset at each of its multiples, has another edge somewhere.
+    """
+    zero = torch.zeros(1, dtype=torch.long)
+    for offset in (1, 0, -1, 1 - window, -window):
+        keys = queries + offset
+        inside = (keys >= 0) & (keys < columns)
+        if not inside.any():
+            continue
+        seen = mask_function(zero, zero, queries[inside], keys[inside])
+        if not bool((seen == (-window < offset <= 0)).all()):
+            return False
+    return True

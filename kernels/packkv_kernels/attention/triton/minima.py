@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from packkv_kernels.attention.triton.query import fold_query
+from packkv_kernels.attention.triton.window import first_place
 from packkv_kernels.compress.triton.tile import signed
 from packkv_kernels.format import directory
 
@@ -22,9 +23,10 @@ _EXTENT = tl.constexpr(directory.EXTENT)
 
 @triton.jit
 def score_minima(
-    query_ptr, order_ptr, step_ptr, words_ptr, directory_ptr, table_ptr, pages_ptr, out_ptr,
-    rows, table_stride, factor,
-    HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, PRECISION: tl.constexpr,
+    query_ptr, order_ptr, step_ptr, words_ptr, directory_ptr, table_ptr, pages_ptr, exact_ptr,
+    out_ptr, rows, table_stride, new, window, factor,
+    HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes q' · minima · steps of 16 tiles for 8 queries; the grid is work × tiles / 16.
 
@@ -35,7 +37,11 @@ def score_minima(
     work, groups = tl.program_id(0).to(tl.int64), tl.cdiv(rows, 8)
     group, head, sequence = work % groups, work // groups % HEADS, work // groups // HEADS
     place = tl.program_id(1) * _PAGES + tl.arange(0, _PAGES)
-    used = place < tl.load(pages_ptr + sequence)
+    pages = tl.load(pages_ptr + sequence)
+    used = place < pages
+    if WINDOW:
+        exact = tl.load(exact_ptr + sequence)
+        used = used & (place >= first_place(pages, exact, new, window, WINDOW))
     query = fold_query(
         query_ptr + (sequence * HEADS + head) * rows * D, order_ptr, step_ptr,
         group * 8, rows, head, factor, D, D_PAD,

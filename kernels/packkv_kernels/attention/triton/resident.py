@@ -8,21 +8,32 @@ import torch
 from numpy.typing import NDArray
 
 from packkv_kernels.attention.packed import PackedLayer
+from packkv_kernels.compress.plan import LayerPlan
 from packkv_kernels.compress.rotation import rotation_span
 from packkv_kernels.compress.scales import scale_tables
-from packkv_kernels.compress.triton.launch import unpack_pages
+from packkv_kernels.compress.triton.operators import unpack
 from packkv_kernels.format import tile
 from packkv_kernels.format.directory import K_BITMAPS, MAX_UNITS, directory_rows
 
-__all__ = ["DeviceLayer", "resident_layer", "v_planes"]
+__all__ = [
+    "NARROW_UNITS",
+    "SLACK_WORDS",
+    "DeviceLayer",
+    "all_units",
+    "is_narrow",
+    "is_wide",
+    "layer_on_device",
+    "resident_layer",
+    "v_planes",
+]
 
 # Leading units of K whose H planes the decode kernel reads: the widest, when calibration has
 # ordered the channels. A layer with many tiles beyond that reads the H planes of all units.
-_WIDE_UNITS = 8
+NARROW_UNITS = 8
 _MANY = 1 / 8
 
 # Words that a kernel may touch, without using them, from the start of any section.
-_SLACK_WORDS = 16_384
+SLACK_WORDS = 16_384
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,31 @@ class DeviceLayer:
     v_planes: tuple[int, int, int]
     span: int
 
+    @staticmethod
+    def of(tensors: Sequence[torch.Tensor], modes: Sequence[int]) -> "DeviceLayer":
+        """The layer whose `tensors` and `modes` these are."""
+        words, bases, descriptors, directory, order, step, inv_step, steps, spread = tensors
+        wide_units, a, c, b, span = modes
+        return DeviceLayer(
+            *(words, bases, descriptors, directory, order, step, inv_step, steps, spread),
+            wide_units=wide_units,
+            v_planes=(a, c, b),
+            span=span,
+        )
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors, in the order of the attributes: what an operator of torch takes."""
+        return [
+            *(self.words, self.bases, self.descriptors, self.directory),
+            *(self.order, self.step, self.inv_step, self.steps, self.spread),
+        ]
+
+    @property
+    def modes(self) -> list[int]:
+        """All that is not a tensor, as an operator of torch takes it."""
+        return [self.wide_units, *self.v_planes, self.span]
+
     @property
     def heads(self) -> int:
         return self.order.shape[0]
@@ -75,23 +111,15 @@ class DeviceLayer:
         return self.spread[:, 1].contiguous()
 
     def unpack(
-        self, pages: torch.Tensor, *, dtype: torch.dtype = torch.float32, natural: bool = True
+        self, pages: torch.Tensor, *, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V [heads, pages · 64, head_dim] of pages, int32 [pages]; see `unpack_pages`."""
-        return unpack_pages(
-            self.words,
-            self.bases,
-            self.descriptors,
-            pages,
-            self.order,
-            self.step,
-            self.inv_step,
-            self.steps,
-            self.middle,
-            self.span,
-            dtype=dtype,
-            natural=natural,
+        found: tuple[torch.Tensor, torch.Tensor] = unpack(
+            *(self.words, self.bases, self.descriptors, pages),
+            [self.order, self.step, self.steps, self.middle],
+            *(self.span, dtype),
         )
+        return found
 
 
 def resident_layer(
@@ -106,25 +134,42 @@ def resident_layer(
     """
     bases, descriptors = layer.bases[pages], layer.descriptors[pages]
     words, bases = _gather(layer.words, bases, descriptors[..., tile.WORDS])
-    levels = layer.plan.levels
     directory, wide_units = _directory(words, bases, descriptors, layer.head_dim)
+    return layer_on_device(
+        layer.plan,
+        *(torch.from_numpy(part).to(device) for part in (words, bases, descriptors, directory)),
+        wide_units=wide_units,
+    )
+
+
+def layer_on_device(
+    plan: LayerPlan,
+    words: torch.Tensor,
+    bases: torch.Tensor,
+    descriptors: torch.Tensor,
+    directory: torch.Tensor,
+    *,
+    wide_units: int,
+) -> DeviceLayer:
+    """Pages that are on a device already, with the codec's parameters beside them."""
+    device, levels = words.device, plan.levels
 
     def copy(array: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(np.array(array)).to(device)
 
     return DeviceLayer(
-        words=copy(words),
-        bases=copy(bases),
-        descriptors=copy(descriptors),
-        directory=copy(directory),
-        order=copy(layer.plan.order),
-        step=copy(layer.plan.step),
-        inv_step=copy(layer.plan.inv_step),
+        words=words,
+        bases=bases,
+        descriptors=descriptors,
+        directory=directory,
+        order=copy(plan.order),
+        step=copy(plan.step),
+        inv_step=copy(plan.inv_step),
         steps=copy(np.stack([_steps(int(count)) for count in levels])),
         spread=copy(np.array([_spread(int(count)) for count in levels], np.float32)),
         wide_units=wide_units,
         v_planes=v_planes(levels.tolist()),
-        span=rotation_span(layer.head_dim) if levels.any() else 1,
+        span=rotation_span(plan.head_dim) if levels.any() else 1,
     )
 
 
@@ -147,7 +192,7 @@ def _gather(
         for base, length in zip(bases.reshape(-1), lengths.reshape(-1), strict=True)
     ]
     ends = np.cumsum(lengths.reshape(-1), dtype=np.int64)
-    gathered = np.concatenate([*runs, np.zeros(_SLACK_WORDS, np.uint32)])
+    gathered = np.concatenate([*runs, np.zeros(SLACK_WORDS, np.uint32)])
     return gathered, (ends - lengths.reshape(-1)).reshape(bases.shape)
 
 
@@ -157,12 +202,31 @@ def _directory(
     descriptors: NDArray[np.int32],
     head_dim: int,
 ) -> tuple[NDArray[np.int32], int]:
-    every = min(MAX_UNITS, max(16, 1 << (head_dim // tile.K_UNIT - 1).bit_length()))
+    every = all_units(head_dim)
     rows = directory_rows(words, bases, descriptors, wide_units=every)
-    narrow = rows[..., K_BITMAPS + 3].view(np.uint32) >> np.uint32(_WIDE_UNITS) == 0
-    if narrow.mean() < 1 - _MANY:
+    narrow = is_narrow(rows)
+    if is_wide(int(narrow.sum()), narrow.size):
         return rows, every
-    return directory_rows(words, bases, descriptors, wide_units=_WIDE_UNITS), _WIDE_UNITS
+    rows[~narrow] = 0
+    return rows, NARROW_UNITS
+
+
+def all_units(head_dim: int) -> int:
+    """Units of K that a decode kernel for any pages reads the H planes of."""
+    return min(MAX_UNITS, max(16, 1 << (head_dim // tile.K_UNIT - 1).bit_length()))
+
+
+def is_narrow(rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Of each row of a directory, whether H planes end within the leading units."""
+    narrow: NDArray[np.bool_] = (
+        rows[..., K_BITMAPS + 3].view(np.uint32) >> np.uint32(NARROW_UNITS) == 0
+    )
+    return narrow
+
+
+def is_wide(narrow: int, sections: int) -> bool:
+    """Whether a layer's sections are better read with the H planes of all units."""
+    return narrow < (1 - _MANY) * sections
 
 
 def _steps(levels: int) -> NDArray[np.float32]:

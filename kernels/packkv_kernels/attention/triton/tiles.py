@@ -25,6 +25,7 @@ from packkv_kernels.attention.triton.stepped import (
     step_query,
     wide_query,
 )
+from packkv_kernels.attention.triton.window import first_place, lows
 from packkv_kernels.format import directory, tile
 
 __all__ = ["attend_tiles"]
@@ -48,11 +49,11 @@ _SPARSE = tl.constexpr(tile.SPARSE)
 @triton.jit
 def attend_tiles(
     query_ptr, order_ptr, step_ptr, spread_ptr, minima_scores_ptr, words_ptr, directory_ptr,
-    table_ptr, pages_ptr, mean_ptr, lse_ptr,
-    rows, table_stride, states, factor,
+    table_ptr, pages_ptr, exact_ptr, mean_ptr, lse_ptr,
+    rows, table_stride, new, window, states, factor,
     HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, UNIT_V: tl.constexpr,
     WIDE_UNITS: tl.constexpr, V_A: tl.constexpr, V_C: tl.constexpr, V_B: tl.constexpr,
-    TILES: tl.constexpr, ASM: tl.constexpr,
+    TILES: tl.constexpr, ASM: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """One split of one (sequence, KV head, 8 queries): softmax over its packed tokens.
 
@@ -64,6 +65,9 @@ def attend_tiles(
             add to the scores of a tile.
         words_ptr, directory_ptr: the arena, and [pages, HEADS, 16], see `format.directory`.
         table_ptr, pages_ptr: int32 [batch, table_stride] page slots, and how many are in use.
+        exact_ptr: int32 [batch], tokens after the pages; only read with WINDOW, like the next two.
+        new: row r is the query of the new token r % new.
+        window: tokens that a query sees, its own included.
         mean_ptr: float32 [batch · HEADS · groups, states, D, 8], written from state 0 on, one per
             split: mean of packed V.
         lse_ptr: float32 [batch · HEADS · groups, states, 8], likewise: log₂ of the weights' sum.
@@ -88,8 +92,13 @@ def attend_tiles(
         fourfold = tl.where(middle == 0.5, 4.0, 1.0)
         spread, middle = spread / fourfold, middle * fourfold
     pages = tl.load(pages_ptr + sequence)
-    share = tl.cdiv(tl.cdiv(pages, splits), TILES) * TILES
-    first = split * share
+    skipped, low = 0, tl.zeros([8], tl.int32)
+    if WINDOW:
+        exact = tl.load(exact_ptr + sequence)
+        skipped = first_place(pages, exact, new, window, WINDOW)
+        low = lows(pages, exact, new, window, group * 8).to(tl.int32)
+    share = tl.cdiv(tl.cdiv(pages - skipped, splits), TILES) * TILES
+    first = skipped + split * share
     last = tl.minimum(first + share, pages)
     table_ptr += sequence * table_stride
     directory_ptr += head * _ROW
@@ -141,6 +150,9 @@ def attend_tiles(
         begin, end = (extent & 255)[None, :, None, None], (extent >> 8 & 255)[None, :, None, None]
         inside = (t >= begin) & (t < end)
         scores = tl.where(inside[:, :, :, :, None], scores, _NONE)
+        if WINDOW:
+            position = t + (place * 64)[None, :, None, None]
+            scores = tl.where(position[:, :, :, :, None] >= low, scores, _NONE)
 
         before = best
         best = tl.maximum(best, tl.max(tl.reshape(scores, (TILES * 64, 8)), 0))

@@ -19,7 +19,7 @@ from packkv_kernels.compress.scales import (
 from packkv_kernels.compress.triton.encode import encode_sections, gather_sections
 from packkv_kernels.compress.triton.integers import quantise_values, token_scales
 from packkv_kernels.compress.triton.target import Target
-from packkv_kernels.config import BLOCK_TOKENS, V_BITS, PackKVConfig
+from packkv_kernels.config import BLOCK_TOKENS, V_BITS, CodecConfig, PackKVConfig
 from packkv_kernels.format.tile import DESCRIPTOR_WORDS, WORDS, v_unit
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "DeviceSections",
     "Encoder",
     "encode_blocks",
+    "most_words",
     "rotation_shape",
 ]
 
@@ -45,13 +46,13 @@ ENCODE_WARPS = 4
 ENCODE_REGISTERS = 208
 
 
-def rotation_shape(target: Target, padded: int) -> tuple[int, int]:
+def rotation_shape(target: Target) -> tuple[int, int]:
     """(tokens, warps) of a program that rotates V.
 
-    A thread that holds all of a token adds within its registers, at a seventh of the cost; of more
-    than 64 channels it would spill.
+    A thread that holds all of a token adds within its registers, at a seventh of the cost. Of more
+    than 128 channels it spills, which still costs less than to go through shared memory.
     """
-    return (target.lanes, 1) if padded <= 64 else (16, 4)
+    return target.lanes, 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,24 @@ class Encoder:
         self._step_bounds = torch.from_numpy(STEP_BOUNDS.copy()).to(device)
         self._thresholds = torch.from_numpy(mean_square_thresholds()).to(device)
 
+    @staticmethod
+    def of(config: CodecConfig, tables: Sequence[torch.Tensor]) -> "Encoder":
+        """The encoder of that codec whose `tables` these are."""
+        encoder = Encoder.__new__(Encoder)
+        encoder.config = config
+        encoder._order, encoder._inv_step, encoder._levels, *rest = tables
+        encoder._inverses, encoder._range_bounds, encoder._step_bounds, encoder._thresholds = rest
+        _, encoder.heads, encoder.head_dim = encoder._order.shape
+        return encoder
+
+    @property
+    def tables(self) -> list[torch.Tensor]:
+        """All that it holds on the device: what an operator of torch takes."""
+        return [
+            *(self._order, self._inv_step, self._levels, self._inverses),
+            *(self._range_bounds, self._step_bounds, self._thresholds),
+        ]
+
     def __call__(
         self, keys: torch.Tensor, values: torch.Tensor, first_token: int
     ) -> DeviceSections:
@@ -107,7 +126,7 @@ class Encoder:
         layers, tokens = keys.shape[:2]
         sections = layers * -(-tokens // BLOCK_TOKENS) * self.heads
         sinks = self.config.block_sinks(first_token, min(tokens, BLOCK_TOKENS))
-        slot_words = _most_words(self.head_dim, sinks)
+        slot_words = most_words(self.head_dim, sinks)
         device = keys.device
         words = torch.empty(sections, slot_words, dtype=torch.uint32, device=device)
         shape = (layers, sections // (layers * self.heads), self.heads, DESCRIPTOR_WORDS)
@@ -140,7 +159,7 @@ class Encoder:
         )
         scale_codes = torch.empty(layers, heads, tokens, dtype=torch.int16, device=values.device)
         span, padded = rotation_span(head_dim), max(16, _power(head_dim))
-        share, warps = rotation_shape(Target.of(values.device), padded)
+        share, warps = rotation_shape(Target.of(values.device))
         if tokens:
             quantise_values[(-(-tokens // share), heads, layers)](
                 values, self._levels, self._inverses, self._thresholds, codes, scale_codes,
@@ -187,7 +206,7 @@ def encode_blocks(
     return [sections[at : at + heads] for at in range(0, len(sections), heads)]
 
 
-def _most_words(head_dim: int, sinks: int) -> int:
+def most_words(head_dim: int, sinks: int) -> int:
     """At least the u32 words of any section: two raw tiles, exact rows, bitmaps, side arrays."""
     return (2 * BLOCK_TOKENS * head_dim // 2 + sinks * head_dim + 2 * head_dim + 512) // 4 * 4
 

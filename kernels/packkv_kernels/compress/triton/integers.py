@@ -63,8 +63,12 @@ def quantise_values(
     level = tl.minimum(tl.maximum(level, 0.0), (levels - 1).to(tl.float32))
     inexact = t >= sinks
     row = (layer * HEADS + head) * tokens + t
-    codes = tl.where(inexact, level, 0.0).to(tl.uint8)
-    tl.store(codes_ptr + row * D + channel, codes, mask=inside)
+    # four to a word: a thread that holds a token has them at hand
+    codes = tl.where(inexact, level, 0.0).to(tl.int32) << 8 * (channel & 3)
+    codes = tl.sum(tl.reshape(codes, (TOKENS, D_PAD // 4, 4)), 2)
+    words_ptr = codes_ptr.to(tl.pointer_type(tl.int32))
+    word = tl.arange(0, D_PAD // 4)[None, :]
+    tl.store(words_ptr + row * (D // 4) + word, codes, mask=(t < tokens) & (word < D // 4))
     code = tl.where(inexact, tl.where(beyond, 256, code), 0)
     tl.store(scale_codes_ptr + row, code.to(tl.int16), mask=t < tokens)
 

@@ -9,7 +9,15 @@ import triton.language as tl
 
 from packkv_kernels.format import tile
 
-__all__ = ["load_codes", "load_exact", "load_scales", "octaves", "signed"]
+__all__ = [
+    "load_codes",
+    "load_exact",
+    "load_minima",
+    "load_scales",
+    "octaves",
+    "signed",
+    "unit_rank",
+]
 
 _FLAGS = tl.constexpr(tile.FLAGS)
 _SINKS = tl.constexpr(tile.SINKS)
@@ -46,7 +54,7 @@ def load_codes(
     shift = tl.zeros_like(channel)
     for plane in tl.static_range(5):
         mode = (flags >> (8 * SIDE + 2 * plane - 2 if plane else 26 + 2 * SIDE)) & 3
-        present, rank = _unit_rank(words_ptr + bitmap, mode, unit, (D // UNIT + 31) // 32)
+        present, rank = unit_rank(words_ptr + bitmap, mode, unit, (D // UNIT + 31) // 32)
         start = tl.load(side_ptr + _PLANE_A + plane)
         if plane == 1:
             at = start + rank * (2 * UNIT) + third
@@ -61,7 +69,7 @@ def load_codes(
         if plane == 2:
             parts = tl.where(present, 1.0, 0.25)
         bitmap += tl.where(mode == 2, (D // UNIT + 31) // 32, 0)
-    low = _load_minima(words_ptr + tl.load(side_ptr + _MINIMA), flags, channel, SIDE, D)
+    low = load_minima(words_ptr + tl.load(side_ptr + _MINIMA), flags, channel, SIDE, D)
     stepped = ((flags >> (20 + 2 * SIDE)) & 3) == 3
     at = words_ptr + tl.load(side_ptr + _SCALES) + (channel >> 3)
     steps = tl.load(at, mask=(channel < D) & stepped, other=0) >> (4 * (channel & 7))
@@ -70,7 +78,7 @@ def load_codes(
 
 
 @triton.jit
-def _load_minima(start_ptr, flags, channel, SIDE: tl.constexpr, D: tl.constexpr):
+def load_minima(start_ptr, flags, channel, SIDE: tl.constexpr, D: tl.constexpr):
     """float32 like `channel`."""
     kind = (flags >> (16 + 2 * SIDE)) & 3
     at = start_ptr.to(tl.pointer_type(tl.int8)) + channel
@@ -117,7 +125,7 @@ def _positions(t, i, SIDE: tl.constexpr, UNIT: tl.constexpr):
 
 
 @triton.jit
-def _unit_rank(bitmap_ptr, mode, unit, WORDS: tl.constexpr):
+def unit_rank(bitmap_ptr, mode, unit, WORDS: tl.constexpr):
     """Whether units have a plane, and how many before them do."""
     present = unit < 0
     rank = tl.zeros_like(unit)
