@@ -51,13 +51,15 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def run_parallel(work: Callable[[int, int], None], count: int) -> None:
-    """Runs work(start, stop) over 0 … count, split evenly over torch's number of threads.
+def run_parallel(work: Callable[[int, int], None], count: int, threads: int | None = None) -> None:
+    """Runs work(start, stop) over 0 … count, split evenly over torch's number of threads, or over
+    `threads` if that is less.
 
     `work` must release the GIL to gain anything. Numba's own parallel loops are not used: one of
     their threading layers ends the process when two Python threads enter at once.
     """
-    threads = min(torch.get_num_threads(), count)
+    most = torch.get_num_threads()
+    threads = min(most if threads is None else min(threads, most), count)
     if threads <= 1:
         work(0, count)
         return

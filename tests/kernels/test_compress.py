@@ -19,11 +19,16 @@ from packkv_kernels.format import describe_sections, read_payload
 from packkv_kernels.format.layout import plane_mode
 from packkv_kernels.format.tile import DENSE, FLAGS, K_SIDE, PLANE_A, PLANE_H2, RAW_SHIFT
 from packkv_kernels.profile import Profile
-from packkv_kernels.testing import assert_close, encode_payloads, random_kv, random_profile
-
-# Steps of V by its levels: what values are cut with, and what they come back with.
-SPREAD = {2: 1.5958, 4: 1.0953, 8: 0.5860, 16: 0.3352}
-RESTORED = {2: 2.3139, 4: 1.1391, 8: 0.5977, 16: 0.3352}
+from packkv_kernels.testing import (
+    assert_close,
+    encode_payloads,
+    halves_bound,
+    hybrid_k_bound,
+    hybrid_v_bound,
+    packkv_bound,
+    random_kv,
+    random_profile,
+)
 
 # Whether a unit of each width has planes A, C, B, H1, H2.
 PLANES_OF_WIDTH = {
@@ -36,8 +41,6 @@ PLANES_OF_WIDTH = {
     8: (1, 0, 1, 1, 1),
 }
 
-# The coarsest step that a channel of K may have, in steps aimed at.
-COARSEST = 2 ** (7 / 8)
 DIMS = [(2, 64), (8, 80), (1, 96), (4, 128), (3, 256), (5, 4), (1, 512)]
 CASES = [(tokens, heads, dim) for heads, dim in DIMS for tokens in (1, 63, 64, 65, 130)]
 IDS = [f"T{tokens}-H{heads}-D{dim}" for tokens, heads, dim in CASES]
@@ -58,38 +61,6 @@ def round_trip(
         assert torch.equal(found[1], wanted[1])
         decoded.append(found)
     return torch.cat([k for k, _ in decoded], 1), torch.cat([v for _, v in decoded], 1)
-
-
-def halves_bound(exact: torch.Tensor) -> torch.Tensor:
-    """Error of fp16: half an ulp, or half the spacing of subnormals."""
-    return (exact.abs() * 2**-11).clamp_min(2**-25)
-
-
-def hybrid_k_bound(keys: torch.Tensor, config: CodecConfig, profile: Profile) -> torch.Tensor:
-    step = torch.from_numpy(profile.k_steps(config)[0])[:, None].double()
-    bound = (COARSEST * step / 2 + keys.abs() * 1e-6).expand(keys.shape).clone()
-    return bound.maximum(halves_bound(keys))
-
-
-def hybrid_v_bound(rotated: torch.Tensor, levels: int) -> torch.Tensor:
-    """Half a step and what the levels are drawn apart, or the overshoot outside of them.
-
-    The scale is within 1/32 octave.
-    """
-    rms = rotated.square().mean(-1, keepdim=True).sqrt()
-    last = (levels - 1) / 2
-    apart = last * (RESTORED[levels] - SPREAD[levels])
-    inside = (SPREAD[levels] / 2 + apart) * rms * 2 ** (1 / 32)
-    outside = rotated.abs() - last * RESTORED[levels] * rms * 2 ** (-1 / 32)
-    bound = inside.maximum(outside) * 1.0001
-    # below the least scale a token comes back as 0
-    return torch.where(rms < 2 ** (1 / 32 - 9) * 1.0001, bound.maximum(rotated.abs()), bound)
-
-
-def packkv_bound(exact: torch.Tensor, rel: float) -> torch.Tensor:
-    span = exact.amax((2, 3), keepdim=True) - exact.amin((2, 3), keepdim=True)
-    bound = (rel * span / 2).expand(exact.shape) + exact.abs() * 1e-6
-    return bound.maximum(halves_bound(exact))
 
 
 @pytest.mark.parametrize("levels", [2, 4, 8, 16])

@@ -10,7 +10,16 @@ import torch
 
 from packkv_kernels.config import CacheShape, CodecId, HybridConfig
 from packkv_kernels.errors import InvalidInput, PayloadError
-from packkv_kernels.format import Expectation, KVDtype, PayloadHeader, read_payload, write_payload
+from packkv_kernels.format import (
+    Expectation,
+    Form,
+    KVDtype,
+    PayloadHeader,
+    open_payload,
+    read_payload,
+    verify_layers,
+    write_payload,
+)
 from packkv_kernels.testing import encode_payloads, random_kv, random_profile
 
 HEADER = PayloadHeader(
@@ -45,6 +54,22 @@ def test_what_is_written_is_read() -> None:
     assert [bytes(payload.section(layer, 0)) for layer in range(2)] == sections
 
 
+def test_a_preamble_lies_between_table_and_sections() -> None:
+    sections, preamble = [bytes(range(16)), bytes(32)], bytes(range(100, 132))
+    header = replace(HEADER, form=Form.COLD, preamble_bytes=32)
+    data = write_payload(header, sections, preamble)
+    payload = read_payload(data)
+    assert payload.header == header
+    assert header.preamble_at == HEADER.head_length
+    assert payload.data[header.preamble_at : header.head_length] == preamble
+    assert [bytes(payload.section(layer, 0)) for layer in range(2)] == sections
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 1 << at % 8
+        with pytest.raises(PayloadError):
+            read_payload(changed)
+
+
 def test_every_single_bit_counts(payload: bytes) -> None:
     read_payload(payload)
     for bit in range(8 * len(payload)):
@@ -52,6 +77,30 @@ def test_every_single_bit_counts(payload: bytes) -> None:
         changed[bit // 8] ^= 1 << bit % 8
         with pytest.raises(PayloadError):
             read_payload(changed)
+
+
+def test_a_payload_is_opened_by_its_head_and_verified_layer_by_layer() -> None:
+    header = replace(HEADER, layers=3, heads=2)
+    payload = bytes(write_payload(header, [bytes([number]) * 32 for number in range(1, 7)]))
+    whole = read_payload(payload)
+    head_length, heads = whole.header.head_length, whole.header.heads
+    arriving = bytearray(payload[:head_length]) + bytes(len(payload) - head_length)
+    opened = open_payload(arriving)
+    assert opened.header == whole.header
+    for layer in range(whole.header.layers):
+        with pytest.raises(PayloadError, match=f"section {layer * heads} differs"):
+            verify_layers(opened, range(layer, layer + 1))
+        begin = int(whole.sections[layer * heads, 0])
+        end = int(whole.sections[(layer + 1) * heads - 1].sum())
+        arriving[begin:end] = payload[begin:end]
+        verify_layers(opened, range(layer + 1))
+        arriving[end - 1] ^= 1
+        with pytest.raises(PayloadError, match=f"section {(layer + 1) * heads - 1} differs"):
+            verify_layers(opened, range(layer + 1))
+        arriving[end - 1] ^= 1
+    arriving[head_length - 1] ^= 1
+    with pytest.raises(PayloadError):
+        open_payload(arriving)
 
 
 def test_every_truncation_is_refused(payload: bytes) -> None:
@@ -116,6 +165,12 @@ def test_a_payload_of_another_identity_is_refused(field: str) -> None:
         ({"layers": 0}, "layers 0"),
         ({"root_hash": bytes(31)}, "root_hash"),
         ({"codec": CodecId.RAW}, "sinks 4"),
+        ({"codec": CodecId.RAW, "sinks": 0, "form": Form.COLD}, "cold form"),
+        ({"preamble_bytes": 16}, "preamble of 16 bytes, not of 0 … 0"),
+        ({"form": Form.COLD, "preamble_bytes": 24}, "whole 16s"),
+        ({"form": Form.COLD, "preamble_bytes": -16}, "preamble of -16 bytes"),
+        ({"form": Form.COLD, "preamble_bytes": 5136}, "not of 0 … 5120"),
+        ({"form": Form.COLD, "preamble_bytes": 16}, "0 bytes of preamble, not 16"),
     ],
 )
 def test_a_header_beyond_its_limits_is_neither_written_nor_read(

@@ -18,7 +18,8 @@ import torch
 
 from packkv_kernels.compress import decode_block
 from packkv_kernels.config import CacheShape, CodecConfig
-from packkv_kernels.format import describe_sections, read_payload, tile
+from packkv_kernels.entropy import from_cold, to_cold
+from packkv_kernels.format import Form, describe_sections, read_payload, tile
 from packkv_kernels.format.layout import plane_mode
 from packkv_kernels.profile import Profile
 from packkv_kernels.testing import encode_payloads
@@ -34,6 +35,8 @@ CASES = {
     "packkv-partial": ("packkv:rel_k=0.1,rel_v=0.1", 33, 64),
     "raw": ("raw", 64, 0),
 }
+# name of the file: the payload whose cold form it is
+COLD = {"hybrid-partial-cold": "hybrid-partial", "packkv-cold": "packkv"}
 
 
 def profile() -> Profile:
@@ -108,7 +111,7 @@ def recorded() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *COLD])
 def test_golden_files_are_what_their_manifest_says(name: str) -> None:
     found = facts((GOLDEN / f"{name}.payload").read_bytes())
     assert found.items() <= recorded()[name].items()
@@ -118,6 +121,14 @@ def test_golden_files_are_what_their_manifest_says(name: str) -> None:
 def test_the_encoder_still_writes_the_golden_bytes(name: str) -> None:
     # zstandard may compress differently from release to release, so raw is only read
     assert golden_payload(name) == (GOLDEN / f"{name}.payload").read_bytes()
+
+
+@pytest.mark.parametrize("name", COLD)
+def test_golden_cold_bytes_are_still_written_and_read(name: str) -> None:
+    cold, resident = ((GOLDEN / f"{file}.payload").read_bytes() for file in (name, COLD[name]))
+    assert to_cold(read_payload(resident)) == cold
+    assert read_payload(cold).header.form is Form.COLD
+    assert from_cold(read_payload(cold)).data == resident
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -162,6 +173,10 @@ def write() -> None:
         (GOLDEN / f"{name}.payload").write_bytes(data)
         decoded = decode_block(read_payload(data), CodecConfig.parse(CASES[name][0]), profile())
         manifest[name] = facts(data) | {"decoded_sha256": decoded_digest(decoded)}
+    for name, resident in COLD.items():
+        data = bytes(to_cold(read_payload(golden_payload(resident))))
+        (GOLDEN / f"{name}.payload").write_bytes(data)
+        manifest[name] = facts(data)
     (GOLDEN / "payloads.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 

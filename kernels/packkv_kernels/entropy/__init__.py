@@ -6,11 +6,13 @@ when that pays; `KVCompConfig` and `KVCompSide` are the codec of the paper, for 
 
 from packkv_kernels.entropy.codebook import Codebook
 from packkv_kernels.entropy.cold import from_cold, to_cold
+from packkv_kernels.entropy.cold_head import ColdHead
 from packkv_kernels.entropy.kvcomp import KVCompConfig, KVCompSide
 from packkv_kernels.entropy.worth import ColdRates, cold_gain_s_per_byte
 
 __all__ = [
     "Codebook",
+    "ColdHead",
     "ColdRates",
     "KVCompConfig",
     "KVCompSide",

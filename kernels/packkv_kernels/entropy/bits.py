@@ -40,7 +40,10 @@ def bit_of(cursor: Cursor) -> int:
 
 
 @compiled
-def peek(words: NDArray[np.uint32], at: int) -> np.uint64:
-    """At least 33 bits from bit `at` on; reads two words."""
-    low, high = np.uint64(words[at >> 5]), np.uint64(words[(at >> 5) + 1])
-    return (low | high << np.uint64(32)) >> np.uint64(at & 31)
+def peek(words: NDArray[np.uint32], at: int | np.uint64) -> np.uint64:
+    """At least 33 bits from bit `at` ≥ 0 on; reads two words."""
+    # unsigned: what may be negative is looked at before every access
+    bit = np.uint64(at)
+    word = bit >> np.uint64(5)
+    low, high = np.uint64(words[word]), np.uint64(words[word + np.uint64(1)])
+    return (low | high << np.uint64(32)) >> (bit & np.uint64(31))

@@ -106,26 +106,32 @@ def is_complete(lengths: NDArray[np.uint8], limit: int) -> bool:
 @compiled
 def codewords(lengths: NDArray[np.uint8], codes: NDArray[np.uint16]) -> None:
     """Writes each symbol's codeword, first bit lowest; 0 for a symbol without one."""
-    codes[:] = 0
-    code = 0
+    following = np.zeros(MAX_LENGTH + 2, np.int64)
+    for length in lengths:
+        following[length + 1] += 1
+    following[1] = 0
     for length in range(1, MAX_LENGTH + 1):
-        for symbol in range(len(lengths)):
-            if lengths[symbol] == length:
-                turned = 0
-                for bit in range(length):
-                    turned |= ((code >> bit) & 1) << (length - 1 - bit)
-                codes[symbol] = turned
-                code += 1
-        code <<= 1
+        # the first codeword of this length: after those that are shorter, which end here
+        following[length] = (following[length - 1] + following[length]) << 1
+    for symbol in range(len(lengths)):
+        length, code, turned = int(lengths[symbol]), following[lengths[symbol]], 0
+        following[length] += 1
+        for _ in range(length):
+            turned = turned << 1 | code & 1
+            code >>= 1
+        codes[symbol] = turned
 
 
 @compiled
-def decode_table(lengths: NDArray[np.uint8], bits: int, table: NDArray[np.uint16]) -> None:
-    """Table of the next `bits` bits of a stream to symbol | length << 12.
+def decode_table(
+    lengths: NDArray[np.uint8], bits: int, values: NDArray[np.uint16], table: NDArray[np.uint16]
+) -> None:
+    """Table of the next `bits` bits of a stream to a symbol's value | length << 12.
 
     Args:
-        lengths: none above `bits`; at most 4,096 symbols.
+        lengths: none above `bits`.
         bits: of the index.
+        values: of each symbol, below 4,096.
         table: [2^bits], overwritten; 0 where no codeword leads.
     """
     codes = np.empty(len(lengths), np.uint16)
@@ -133,8 +139,9 @@ def decode_table(lengths: NDArray[np.uint8], bits: int, table: NDArray[np.uint16
     table[:] = 0
     for symbol in range(len(lengths)):
         if lengths[symbol]:
-            row = np.uint16(symbol | np.int64(lengths[symbol]) << 12)
-            table[np.int64(codes[symbol]) :: 1 << np.int64(lengths[symbol])] = row
+            row = values[symbol] | np.uint16(lengths[symbol]) << np.uint16(12)
+            for at in range(codes[symbol], len(table), 1 << np.int64(lengths[symbol])):
+                table[at] = row
 
 
 @compiled

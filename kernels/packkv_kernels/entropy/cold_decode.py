@@ -5,7 +5,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from packkv_kernels.entropy.cold_heads import HEAD_WORDS, read_head, read_parts
 from packkv_kernels.entropy.cold_lanes import decode_side
 from packkv_kernels.entropy.cold_side import (
     FLOAT_SCALE_WORDS,
@@ -15,25 +14,40 @@ from packkv_kernels.entropy.cold_side import (
     side_start,
     side_words,
 )
+from packkv_kernels.entropy.section_heads import HEAD_WORDS, read_head, read_parts
 from packkv_kernels.format import tile
 from packkv_kernels.format.compiled import compiled
 from packkv_kernels.format.layout import is_raw, lay_out_bitmaps
 from packkv_kernels.format.proof import prove_head
 
-__all__ = ["AT", "PART_WORDS", "WIDTHS_AT", "decode_sections", "place_sections", "prove_heads"]
+__all__ = ["PART_WORDS", "decode_sections", "place_sections", "prove_heads", "shifted"]
 
 # What is known of a cold section, int64: whether K and V are coded and share their scales; the bit
-# of its head at which widths begin; its first word; the first words of its scales of four bytes.
+# of its head at which widths begin; its first word and its end; the first words of its scales of
+# four bytes, −1 without any. Words count from the first section.
 _SHARED: Final = 2
-WIDTHS_AT: Final = 4
-AT: Final = 5
-_SCALES_AT: Final = 6
-PART_WORDS: Final = 8
+_WIDTHS_AT: Final = 4
+_AT: Final = 5
+_END: Final = 6
+_SCALES_AT: Final = 7
+PART_WORDS: Final = 9
+
+# No section ends here, whatever fills it.
+_UNSOUND: Final = -9
+
+
+def shifted(parts: NDArray[np.int64], words: int) -> NDArray[np.int64]:
+    """Parts of whole layers whose cold words are not counted from the first section any more."""
+    moved = parts.copy()
+    moved[:, _AT : _SCALES_AT + 2] -= words
+    scales = parts[:, _SCALES_AT : _SCALES_AT + 2]
+    moved[:, _SCALES_AT : _SCALES_AT + 2][scales < 0] = -1
+    return moved
 
 
 @compiled
 def prove_heads(
-    cold: NDArray[np.uint32],
+    heads: NDArray[np.uint32],
     length: int,
     codec: int,
     extent: NDArray[np.int32],
@@ -42,10 +56,10 @@ def prove_heads(
     descriptors: NDArray[np.int32],
     parts: NDArray[np.int64],
 ) -> tuple[int, int, int]:
-    """Reads and proves the heads of all sections, which lie at the front of `cold`.
+    """Reads and proves the heads of all sections.
 
     Args:
-        cold: words, and HEAD_ROOM more.
+        heads: words, and SLACK_WORDS more.
         length: how many words there are.
         codec: HYBRID or PACKKV.
         extent: int32 [3], tokens, sinks and head_dim.
@@ -64,10 +78,10 @@ def prove_heads(
         row[:] = 0
         row[tile.FLAGS] = flags
         row[tile.TOKENS], row[tile.SINKS], row[tile.HEAD_DIM] = extent
-        at = read_parts(cold, at, row, parts[i])
+        at = read_parts(heads, at, row, parts[i])
         flags = row[tile.FLAGS]
-        parts[i, WIDTHS_AT] = at
-        at = read_head(cold, at, row, k_tables, v_tables, head)
+        parts[i, _WIDTHS_AT] = at
+        at = read_head(heads, at, row, k_tables, v_tables, head)
         if at > 32 * length:
             return -1, i, at
         fault = prove_head(head, 0, HEAD_WORDS, codec, row)
@@ -78,42 +92,67 @@ def prove_heads(
 
 @compiled
 def place_sections(
-    descriptors: NDArray[np.int32], lanes: NDArray[np.int64], start: int, parts: NDArray[np.int64]
+    descriptors: NDArray[np.int32],
+    lanes: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    heads: int,
+    parts: NDArray[np.int64],
 ) -> int:
     """Says where each cold section lies, and where its token scales of four bytes do.
 
     Args:
         descriptors: with proven heads.
         lanes: [sections, LANES], bits of each lane.
-        start: first word of the first section.
+        lengths: [sections], words of each.
+        heads: sections of a layer.
         parts: int64 [sections, PART_WORDS], filled in.
 
     Returns:
-        The end of the last, in words; −1 if a raw side is coded, a plain section has lanes, or
-        scales are shared with none.
+        The first section whose parts are not as long as it is, or that has a coded raw side, lanes
+        without a coded side, or scales shared with none in its layer; −1 if all are sound.
     """
-    at = start
+    start = 0
     for i in range(len(descriptors)):
-        row = descriptors[i]
-        parts[i, AT] = at
-        at += side_start(row, tile.K_SIDE) - row[tile.K_EXACT]
-        for s in range(2):
-            side, is_coded, is_shared = SIDES[s], parts[i, s], parts[i, _SHARED + s]
-            if is_coded and is_raw(row[tile.FLAGS], side):
-                return -1
-            parts[i, _SCALES_AT + s] = -1
-            if has_float_scales(row, side):
-                own = at if is_coded else at + row[side + tile.SCALES] - side_start(row, side)
-                before = parts[i - 1, _SCALES_AT + s] if i else -1
-                parts[i, _SCALES_AT + s] = before if is_shared else own
-                if is_shared and before < 0:
-                    return -1
-            at += _plain_words(row, side, is_coded, is_shared)
-        bits = lanes[i].sum()
-        if bits and not (parts[i, 0] or parts[i, 1]):
-            return -1
-        at += (bits + 31) // 32
-    return int(at)
+        before = parts[i - 1, _SCALES_AT:] if i % heads else np.full(2, -1)
+        end = _place(descriptors[i], lanes[i].sum(), start, before, parts[i])
+        if (end + 3) // 4 * 4 != start + lengths[i]:
+            return i
+        start += lengths[i]
+        parts[i, _END] = start
+    return -1
+
+
+@compiled
+def _place(
+    row: NDArray[np.int32],
+    bits: int,
+    start: int,
+    before: NDArray[np.int64],
+    part: NDArray[np.int64],
+) -> int:
+    """Fills in a section's part but for its end, which it returns; −9 if it is not sound.
+
+    Args:
+        row: its descriptor.
+        bits: of all its lanes.
+        start: its first word.
+        before: where the scales of four bytes of the head before are, of K and V.
+        part: [PART_WORDS].
+    """
+    at = start + side_start(row, tile.K_SIDE) - row[tile.K_EXACT]
+    part[_AT] = start
+    for s in range(2):
+        side, is_coded, is_shared = SIDES[s], part[s], part[_SHARED + s]
+        part[_SCALES_AT + s] = -1
+        if has_float_scales(row, side):
+            own = at if is_coded else at + row[side + tile.SCALES] - side_start(row, side)
+            part[_SCALES_AT + s] = before[s] if is_shared else own
+        if is_coded and (is_raw(row[tile.FLAGS], side) or (is_shared and before[s] < 0)):
+            return _UNSOUND
+        at += _plain_words(row, side, is_coded, is_shared)
+    if bits and not (part[0] or part[1]):
+        return _UNSOUND
+    return int(at + (bits + 31) // 32)
 
 
 @compiled
@@ -129,6 +168,7 @@ def decode_sections(
     start: int,
     stop: int,
     cold: NDArray[np.uint32],
+    heads: NDArray[np.uint32],
     parts: NDArray[np.int64],
     lanes: NDArray[np.int64],
     descriptors: NDArray[np.int32],
@@ -141,9 +181,10 @@ def decode_sections(
 
     Args:
         cold: words, and SLACK_WORDS more.
+        heads: as for `prove_heads`.
         parts, lanes, descriptors: with proven heads and known places.
         k_tables, v_tables: decode tables.
-        words: zeros, overwritten with the sections.
+        words: zeros where the sections go.
         bases: first word of each section in `words`.
 
     Returns:
@@ -153,7 +194,7 @@ def decode_sections(
     for i in range(start, stop):
         row = descriptors[i]
         section = words[bases[i] : bases[i] + row[tile.WORDS]]
-        read_head(cold, parts[i, WIDTHS_AT], row, k_tables, v_tables, head)
+        read_head(heads, parts[i, _WIDTHS_AT], row, k_tables, v_tables, head)
         end = lay_out_bitmaps(row)
         section[:end] = head[:end]
         at = _copy_plain(cold, parts[i], row, section)
@@ -170,7 +211,7 @@ def _copy_plain(
     section: NDArray[np.uint32],
 ) -> int:
     """Copies what is not coded; returns where the lanes begin."""
-    at = parts[AT]
+    at = parts[_AT]
     exact = side_start(row, tile.K_SIDE) - row[tile.K_EXACT]
     section[row[tile.K_EXACT] :][:exact] = cold[at : at + exact]
     at += exact
@@ -197,7 +238,7 @@ def _decode_lanes(
     v_tables: NDArray[np.uint16],
     section: NDArray[np.uint32],
 ) -> bool:
-    """Decodes the coded sides; False if they do not fill the lanes to the bit."""
+    """Decodes the coded sides; False if lanes are not full to the bit, or not followed by zeros."""
     at, ends = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     bit = 32 * start
     for lane in range(LANES):
@@ -205,7 +246,9 @@ def _decode_lanes(
         bit += lanes[lane]
         ends[lane] = bit
     if bit & 31 and cold[bit >> 5] >> np.uint32(bit & 31):
-        return False  # what fills the last word is not 0
+        return False
+    if cold[(bit + 31) >> 5 : parts[_END]].any():
+        return False
     for s in range(2):
         tables = k_tables if s == 0 else v_tables
         if parts[s] and not decode_side(cold, at, ends, section, row, s, tables):

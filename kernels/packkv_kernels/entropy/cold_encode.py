@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from packkv_kernels.config import BLOCK_TOKENS
 from packkv_kernels.entropy.bits import bit_of
-from packkv_kernels.entropy.cold_heads import count_widths
 from packkv_kernels.entropy.cold_side import (
     FLOAT_SCALE_WORDS,
     LANES,
@@ -19,6 +18,7 @@ from packkv_kernels.entropy.cold_side import (
     side_words,
 )
 from packkv_kernels.entropy.cold_symbols import code_lane, code_scales, count_side
+from packkv_kernels.entropy.section_heads import count_widths
 from packkv_kernels.format import tile
 from packkv_kernels.format.compiled import compiled
 
@@ -68,16 +68,20 @@ def share_scales(
     words: NDArray[np.uint32],
     bases: NDArray[np.int64],
     descriptors: NDArray[np.int32],
+    heads: int,
     shared: NDArray[np.bool_],
 ) -> None:
-    """Finds out which token scales of four bytes are those of the section before.
+    """Finds out which token scales of four bytes are those of the head before in the same layer.
 
     Args:
         words, bases, descriptors: proven sections.
+        heads: sections of a layer.
         shared: [sections, 2], overwritten.
     """
     shared[:] = False
-    for i in range(1, len(bases)):
+    for i in range(len(bases)):
+        if i % heads == 0:
+            continue
         for s in range(2):
             row, before = descriptors[i], descriptors[i - 1]
             if has_float_scales(row, SIDES[s]) and has_float_scales(before, SIDES[s]):
@@ -113,7 +117,7 @@ def encode_sections(
         k_tables, v_tables: codeword | length << 16 of all symbols.
         longest_lane: most bits of a lane.
         arena: [sections, words of the longest section + MARGIN_WORDS].
-        sizes: [sections], overwritten: words of each.
+        sizes: [sections], overwritten: words of each, in whole fours.
         lanes: [sections, LANES], overwritten: bits of each lane.
     """
     for i in range(start, stop):
@@ -125,12 +129,21 @@ def encode_sections(
             at = _put_plain(section, row, coded[i], shared[i], out, exact)
             room = exact + side_words(row, tile.K_SIDE) + side_words(row, tile.V_SIDE)
             made = classes[i], marks[i], coded[i], k_tables.reshape(-1), v_tables.reshape(-1)
-            sizes[i] = _put_lanes(section, row, *made, out, at, 32 * room, lanes[i])
-            if sizes[i] < room and lanes[i].max() <= longest_lane:
+            end = _put_lanes(section, row, *made, out, at, 32 * room, lanes[i])
+            if end < room and lanes[i].max() <= longest_lane:
+                sizes[i] = _fill(out, end)
                 continue
         coded[i] = False
         lanes[i] = 0
-        sizes[i] = _put_plain(section, row, coded[i], shared[i], out, exact)
+        sizes[i] = _fill(out, _put_plain(section, row, coded[i], shared[i], out, exact))
+
+
+@compiled
+def _fill(out: NDArray[np.uint32], end: int) -> int:
+    """Zeros from word `end` to the next whole four; their end."""
+    whole = (end + 3) // 4 * 4
+    out[end:whole] = 0
+    return whole
 
 
 @compiled

@@ -38,7 +38,13 @@ __all__ = ["SLACK_WORDS", "decode_side"]
 SLACK_WORDS: Final = 128
 
 _INDEX: Final = np.uint64((1 << TABLE_BITS) - 1)
-_PLACE_MASK: Final = 31
+
+# The fields of an entry of a decode table of codes, and how far a place is from what it adds to
+# the index of an entry.
+_SYMBOL: Final = np.uint64(15)
+_PLACE_MASK: Final = np.uint64(31 << PLACE_SHIFT)
+_PLACE_TO_INDEX: Final = np.uint64(TABLE_BITS - PLACE_SHIFT)
+_LENGTH_SHIFT: Final = np.uint64(12)
 
 
 @compiled
@@ -62,14 +68,14 @@ def decode_side(
         s: 0 for K, 1 for V.
         tables: of the side.
     """
-    side = SIDES[s]
+    side, flat = SIDES[s], tables.reshape(-1)
     if side_bits(row[tile.FLAGS], side, tile.SCALES_SHIFT) == tile.LOG_SCALES:
-        at[0] = _read_scales(cold, at[0], words, row, side, tables[SCALE_ROW])
+        at[0] = _read_scales(cold, at[0], words, row, side, flat)
     # symbols of several codes may reach beyond the last token
     codes = np.zeros((BLOCK_TOKENS + 3, row[tile.HEAD_DIM]), np.uint8)
     widths = np.empty(row[tile.HEAD_DIM] // unit_of(row[tile.HEAD_DIM], side), np.uint8)
     read_widths(words, 0, row, side, widths)
-    if not _read_channels(cold, at, ends, words, row, s, widths, tables, codes):
+    if not _read_channels(cold, at, ends, words, row, s, widths, flat, codes):
         return False
     codes[row[tile.TOKENS] :] = 0
     write_planes(words, row, side, codes[:BLOCK_TOKENS], widths)
@@ -77,16 +83,20 @@ def decode_side(
 
 
 @compiled
-def _read_symbol(cold: NDArray[np.uint32], at: int, table: NDArray[np.uint16]) -> tuple[int, int]:
-    """A symbol and the next bit."""
-    found = int(np.int64(table[peek(cold, at) & _INDEX]))
+def _read_symbol(
+    cold: NDArray[np.uint32], at: int, flat: NDArray[np.uint16], table: int
+) -> tuple[int, int]:
+    """A symbol by the table of that row, and the next bit."""
+    found = int(np.int64(flat[np.uint64(table << TABLE_BITS) + (peek(cold, at) & _INDEX)]))
     return found & SYMBOL_MASK, at + (found >> 12)
 
 
 @compiled
-def _read_small(cold: NDArray[np.uint32], at: int, table: NDArray[np.uint16]) -> tuple[int, int]:
-    """A small integer and the next bit."""
-    symbol, at = _read_symbol(cold, at, table)
+def _read_small(
+    cold: NDArray[np.uint32], at: int, flat: NDArray[np.uint16], table: int
+) -> tuple[int, int]:
+    """A small integer by the table of that row, and the next bit."""
+    symbol, at = _read_symbol(cold, at, flat, table)
     count = plain_bits(symbol)
     low = int(np.int64(peek(cold, at))) & ((1 << count) - 1)
     return unfold_symbol(symbol, low), at + count
@@ -99,13 +109,13 @@ def _read_scales(
     words: NDArray[np.uint32],
     row: NDArray[np.int32],
     side: int,
-    table: NDArray[np.uint16],
+    flat: NDArray[np.uint16],
 ) -> int:
     start = row[side + tile.SCALES]
     mean = int(np.int64(peek(cold, at) & np.uint64(255)))
     at += 8
     for t in range(row[tile.SINKS], row[tile.TOKENS]):
-        difference, at = _read_small(cold, at, table)
+        difference, at = _read_small(cold, at, flat, SCALE_ROW)
         words[start + t // 4] |= np.uint32(((mean + difference) & 255) << 8 * (t % 4))
     return at
 
@@ -119,37 +129,45 @@ def _read_channels(
     row: NDArray[np.int32],
     s: int,
     widths: NDArray[np.uint8],
-    tables: NDArray[np.uint16],
+    flat: NDArray[np.uint16],
     codes: NDArray[np.uint8],
 ) -> bool:
     """Minima, steps and codes of all channels, a channel from each lane at a time."""
     head_dim = row[tile.HEAD_DIM]
-    unit = unit_of(head_dim, SIDES[s])
+    unit_shift = unit_of(head_dim, SIDES[s]) // 2
     classes, places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     first, count = row[tile.SINKS], row[tile.TOKENS] - row[tile.SINKS]
-    lines, flat = codes.view(np.uint32), tables.reshape(-1)
+    lines = codes.view(np.uint32)
     for c in range(0, head_dim, LANES):
-        if (at > ends).any():
+        if not _are_within(at, ends):
             return False
         for lane in range(LANES):
-            width = int(widths[(c + lane) // unit])
+            width = int(widths[(c + lane) >> unit_shift])
             symbol = 0
             if width:
-                class_table = tables[CLASS_ROWS + width_number(width)]
-                symbol, at[lane] = _read_symbol(cold, at[lane], class_table)
+                class_table = CLASS_ROWS + width_number(width)
+                symbol, at[lane] = _read_symbol(cold, at[lane], flat, class_table)
             classes[lane] = symbol
             at[lane] = _read_side_numbers(
-                cold, at[lane], words, row, SIDES[s], c + lane, width, symbol, tables
+                cold, at[lane], words, row, SIDES[s], c + lane, width, symbol, flat
             )
         if _are_alike(classes):
             _read_four(cold, at, flat, s, classes, count, lines[first:, c // LANES])
             continue
         places[:] = PLACES[s] // 2
         for token in range(0, count, LANES):
-            row_codes = codes[first + token :, c : c + LANES]
             left = min(count - token, LANES)
-            _read_mixed(cold, at, flat, classes, places, left, row_codes)
-    return bool((at <= ends).all())
+            _read_mixed(cold, at, flat, classes, places, left, codes, first + token, c)
+    return _are_within(at, ends)
+
+
+@compiled
+def _are_within(at: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
+    """Whether no lane has been read beyond its end."""
+    within = True
+    for lane in range(LANES):
+        within &= at[lane] <= ends[lane]
+    return within
 
 
 @compiled
@@ -171,17 +189,17 @@ def _read_side_numbers(
     c: int,
     width: int,
     channel_class: int,
-    tables: NDArray[np.uint16],
+    flat: NDArray[np.uint16],
 ) -> int:
     """Step and minimum of channel `c` into its section, if the side has them; the next bit."""
     flags, number = row[tile.FLAGS], width_number(width)
     has_steps = side_bits(flags, side, tile.SCALES_SHIFT) == tile.CHANNEL_STEPS
     bits = 8 * side_bits(flags, side, tile.MINIMA_SHIFT)
     if has_steps:
-        step, at = _read_symbol(cold, at, tables[STEP_ROWS + number])
+        step, at = _read_symbol(cold, at, flat, STEP_ROWS + number)
         put(words, 32 * row[side + tile.SCALES] + 4 * c, (step - 8) & 15, 4)
     if bits:
-        surprise, at = _read_small(cold, at, tables[MINIMUM_ROWS + number])
+        surprise, at = _read_small(cold, at, flat, MINIMUM_ROWS + number)
         minimum = predicted_minimum(width, channel_class, has_steps) + surprise
         put(words, 32 * row[side + tile.MINIMA] + bits * c, minimum & ((1 << bits) - 1), bits)
     return at
@@ -207,34 +225,49 @@ def _read_four(
         count: codes of a channel.
         out: [≥ count + 3], the codes of a token in a word; up to three more are overwritten.
     """
-    a0, a1, a2, a3 = at
-    l0, l1, l2, l3 = (levels * MAX_PLACES) << TABLE_BITS
-    p0 = p1 = p2 = p3 = np.int64((PLACES[s] // 2) << TABLE_BITS)
-    group, bits = group_of(levels[0]), bits_of(levels[0])
-    mask = np.uint32(0x01010101 * ((1 << bits) - 1))
-    for first in range(0, count, 4 * group):
+    # all unsigned: what may be negative is looked at before every access
+    a0, a1, a2, a3 = np.uint64(at[0]), np.uint64(at[1]), np.uint64(at[2]), np.uint64(at[3])
+    l0, l1 = _level_start(levels[0]), _level_start(levels[1])
+    l2, l3 = _level_start(levels[2]), _level_start(levels[3])
+    p0 = p1 = p2 = p3 = np.uint64((PLACES[s] // 2) << TABLE_BITS)
+    group, bits = np.uint64(group_of(levels[0])), np.uint32(bits_of(levels[0]))
+    mask = np.uint32(0x01010101 * ((1 << bits_of(levels[0])) - 1))
+    t, end = np.uint64(0), np.uint64(count)
+    while t < end:
         # four codewords of 8 bits are never more than what is peeked
         w0, w1, w2, w3 = peek(cold, a0), peek(cold, a1), peek(cold, a2), peek(cold, a3)
-        for t in range(first, min(first + 4 * group, count), group):
-            f0 = np.int64(flat[l0 + p0 + np.int64(w0 & _INDEX)])
-            f1 = np.int64(flat[l1 + p1 + np.int64(w1 & _INDEX)])
-            f2 = np.int64(flat[l2 + p2 + np.int64(w2 & _INDEX)])
-            f3 = np.int64(flat[l3 + p3 + np.int64(w3 & _INDEX)])
-            line = np.uint32(f0 & 15 | (f1 & 15) << 8 | (f2 & 15) << 16 | (f3 & 15) << 24)
-            for i in range(group):
-                out[t + i] = (line >> np.uint32(i * bits)) & mask
+        stop = min(t + np.uint64(4) * group, end)
+        while t < stop:
+            f0 = np.uint64(flat[l0 + p0 + (w0 & _INDEX)])
+            f1 = np.uint64(flat[l1 + p1 + (w1 & _INDEX)])
+            f2 = np.uint64(flat[l2 + p2 + (w2 & _INDEX)])
+            f3 = np.uint64(flat[l3 + p3 + (w3 & _INDEX)])
+            line = np.uint32(f0 & _SYMBOL) | np.uint32(f1 & _SYMBOL) << np.uint32(8)
+            line |= np.uint32(f2 & _SYMBOL) << np.uint32(16)
+            line |= np.uint32(f3 & _SYMBOL) << np.uint32(24)
             p0, p1, p2, p3 = _place(f0), _place(f1), _place(f2), _place(f3)
-            f0, f1, f2, f3 = f0 >> 12, f1 >> 12, f2 >> 12, f3 >> 12
-            w0, w1 = w0 >> np.uint64(f0), w1 >> np.uint64(f1)
-            w2, w3 = w2 >> np.uint64(f2), w3 >> np.uint64(f3)
+            f0, f1 = f0 >> _LENGTH_SHIFT, f1 >> _LENGTH_SHIFT
+            f2, f3 = f2 >> _LENGTH_SHIFT, f3 >> _LENGTH_SHIFT
+            w0, w1, w2, w3 = w0 >> f0, w1 >> f1, w2 >> f2, w3 >> f3
             a0, a1, a2, a3 = a0 + f0, a1 + f1, a2 + f2, a3 + f3
+            after = t + group
+            while t < after:
+                out[t] = line & mask
+                line >>= bits
+                t += np.uint64(1)
     at[0], at[1], at[2], at[3] = a0, a1, a2, a3
 
 
 @compiled
-def _place(found: np.int64) -> np.int64:
+def _level_start(level: int) -> np.uint64:
+    """First entry of a level's decode tables."""
+    return np.uint64(level * MAX_PLACES << TABLE_BITS)
+
+
+@compiled
+def _place(found: np.uint64) -> np.uint64:
     """The place of a table entry, as what it adds to the index of an entry."""
-    return ((found >> PLACE_SHIFT) & _PLACE_MASK) << TABLE_BITS
+    return (found & _PLACE_MASK) << _PLACE_TO_INDEX
 
 
 @compiled
@@ -245,7 +278,9 @@ def _read_mixed(
     classes: NDArray[np.int64],
     places: NDArray[np.int64],
     count: int,
-    out: NDArray[np.uint8],
+    codes: NDArray[np.uint8],
+    first: int,
+    c: int,
 ) -> None:
     """The next `count` ≤ 4 codes of four channels of any class, each with its low bits behind it.
 
@@ -254,19 +289,23 @@ def _read_mixed(
         classes: [LANES].
         places: [LANES], of the channels, moved on.
         count: codes of a channel.
-        out: [≥ count + 3, LANES].
+        codes: [≥ first + count + 3, head_dim], overwritten from token `first` and channel `c` on.
     """
     for lane in range(LANES):
-        low, level = low_bits(classes[lane]), level_of(classes[lane])
-        group, bits = group_of(level), bits_of(level)
-        bit, place, start = at[lane], places[lane] << TABLE_BITS, level * MAX_PLACES << TABLE_BITS
-        for t in range(0, count, group):
+        low, level = np.uint64(low_bits(classes[lane])), level_of(classes[lane])
+        bits = np.uint64(bits_of(level))
+        plain_mask = (np.uint64(1) << low) - np.uint64(1)
+        mask = (np.uint64(1) << bits) - np.uint64(1)
+        bit, start = np.uint64(at[lane]), _level_start(level)
+        place = np.uint64(places[lane] << TABLE_BITS)
+        for t in range(0, count, group_of(level)):
             word = peek(cold, bit)
-            found = np.int64(flat[start + place + np.int64(word & _INDEX)])
-            symbol, length = int(found & 15), int(found >> 12)
+            found = np.uint64(flat[start + place + (word & _INDEX)])
+            symbol, length = found & _SYMBOL, found >> _LENGTH_SHIFT
             place = _place(found)
-            plain = int(np.int64(word >> np.uint64(length))) & ((1 << low) - 1)
-            for i in range(group):
-                out[t + i, lane] = ((symbol >> (i * bits)) & ((1 << bits) - 1)) << low | plain
+            plain = (word >> length) & plain_mask
+            for i in range(group_of(level)):
+                codes[first + t + i, c + lane] = (symbol & mask) << low | plain
+                symbol >>= bits
             bit += length + low
-        at[lane], places[lane] = bit, place >> TABLE_BITS
+        at[lane], places[lane] = bit, place >> np.uint64(TABLE_BITS)

@@ -78,7 +78,7 @@ def _plant(lengths: NDArray[np.uint8], tree: NDArray[np.uint16], leaf: NDArray[n
 def table_of(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """The next 12 bits to symbol | length << 12."""
     table = np.empty(1 << MAX_LENGTH, np.uint16)
-    decode_table(lengths, MAX_LENGTH, table)
+    decode_table(lengths, MAX_LENGTH, np.arange(len(lengths), dtype=np.uint16), table)
     return table
 
 

@@ -144,15 +144,17 @@ def decode_tables(lengths: NDArray[np.uint8], side: int) -> NDArray[np.uint16]:
     The row of level 0 takes no bits and gives 0, and so do rows without a code.
     """
     tables = np.zeros((ROWS, 1 << TABLE_BITS), np.uint16)
+    symbols = np.arange(MAX_SYMBOLS).astype(np.uint16)
+    values = np.empty(MAX_SYMBOLS, np.uint16)
     for row in range(ROWS):
         if lengths[row, 0] == 0:
             continue
-        table = tables[row]
-        decode_table(lengths[row], TABLE_BITS, table)
+        values[:] = symbols
         if row < CLASS_ROWS:
             after = NEXT_PLACE[side, row // MAX_PLACES, row % MAX_PLACES]
-            for i in range(len(table)):
-                table[i] |= np.uint16(after[table[i] & SYMBOL_MASK]) << np.uint16(PLACE_SHIFT)
+            for symbol in range(len(after)):
+                values[symbol] |= np.uint16(after[symbol]) << np.uint16(PLACE_SHIFT)
+        decode_table(lengths[row], TABLE_BITS, values, tables[row])
     return tables
 
 

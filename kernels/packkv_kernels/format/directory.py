@@ -45,6 +45,7 @@ def directory_rows(
     descriptors: NDArray[np.int32],
     *,
     wide_units: int,
+    stored: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int32]:
     """Rows for decode kernels.
 
@@ -57,6 +58,7 @@ def directory_rows(
         bases: int64 [...], first word of each section, a multiple of 4.
         descriptors: int32 [..., DESCRIPTOR_WORDS].
         wide_units: of the leading units of K the kernel reads H planes.
+        stored: first word of each section in `words`, where these are not the whole arena.
 
     Returns:
         int32 [..., DIRECTORY_WORDS]; zeros for a section that is left out.
@@ -73,7 +75,7 @@ def directory_rows(
         rows[..., place] = np.where(offset == 0, 0, start + offset)
     rows[..., K_MINIMA] = start + descriptors[..., _K + tile.MINIMA] // 4
     rows[..., K_STEPS] = start + descriptors[..., _K + tile.SCALES] // 4
-    bitmaps = _k_bitmaps(words, bases, descriptors, packed)
+    bitmaps = _k_bitmaps(words, bases if stored is None else stored, descriptors, packed)
     rows[..., K_BITMAPS : K_BITMAPS + len(_PLANES)] = bitmaps.view(np.int32)
     if wide_units < MAX_UNITS:
         packed &= bitmaps[..., tile.PLANE_H1 - tile.PLANE_A] >> np.uint32(wide_units) == 0

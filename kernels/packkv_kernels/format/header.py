@@ -15,6 +15,7 @@ __all__ = [
     "TABLE_ROW_BYTES",
     "VERSION",
     "Expectation",
+    "Form",
     "KVDtype",
     "PayloadHeader",
     "broken_limit",
@@ -28,11 +29,23 @@ HEADER_BYTES = 192
 ALIGNMENT = 16
 MAX_PAYLOAD_BYTES = 2**32 - 1
 
-# magic, version, codec, kv_dtype, zero, tokens, sinks, layers, first_head, heads, head_dim, zeros,
-# root hash, chain hash, codec digest, profile digest, payload length, first token, head checksum
-_HEADER = struct.Struct("<8sHHBBHHHHHH6s32s32s32s32sQQ16s")
+# magic, version, codec, kv_dtype, form, tokens, sinks, layers, first_head, heads, head_dim, zeros,
+# preamble bytes, root hash, chain hash, codec digest, profile digest, payload length, first token,
+# head checksum
+_HEADER = struct.Struct("<8sHHBBHHHHHH2sI32s32s32s32sQQ16s")
 CHECKSUM_AT = HEADER_BYTES - 16
 TABLE_ROW_BYTES = 24
+
+# No preamble is longer than the first, and the second for each section.
+_PREAMBLE_BYTES = 4096
+_PREAMBLE_SECTION_BYTES = 512
+
+
+class Form(IntEnum):
+    """How the sections of a payload are written; the header's `form`."""
+
+    RESIDENT = 0  # as attention reads them
+    COLD = 1  # entropy-coded; the preamble has what all sections share
 
 
 class KVDtype(IntEnum):
@@ -64,6 +77,8 @@ class PayloadHeader:
     codec_digest: bytes
     profile_digest: bytes
     first_token: int
+    form: Form = Form.RESIDENT
+    preamble_bytes: int = 0
 
     @property
     def shape(self) -> CacheShape:
@@ -74,9 +89,14 @@ class PayloadHeader:
         return self.layers * self.heads
 
     @property
-    def head_length(self) -> int:
+    def preamble_at(self) -> int:
+        """Where the section table, padding included, ends."""
         end = HEADER_BYTES + TABLE_ROW_BYTES * self.section_count
         return -(-end // ALIGNMENT) * ALIGNMENT
+
+    @property
+    def head_length(self) -> int:
+        return self.preamble_at + self.preamble_bytes
 
 
 @dataclass(frozen=True)
@@ -99,8 +119,9 @@ class Expectation:
 def pack_header(header: PayloadHeader, payload_length: int) -> bytes:
     """The header's bytes, their checksum still zeros."""
     return _HEADER.pack(
-        *(MAGIC, VERSION, header.codec, header.kv_dtype, 0, header.tokens, header.sinks),
-        *(header.layers, header.first_head, header.heads, header.head_dim, bytes(6)),
+        *(MAGIC, VERSION, header.codec, header.kv_dtype, header.form, header.tokens),
+        *(header.sinks, header.layers, header.first_head, header.heads, header.head_dim),
+        *(bytes(2), header.preamble_bytes),
         *(header.root_hash, header.chain_hash, header.codec_digest, header.profile_digest),
         *(payload_length, header.first_token, bytes(16)),
     )
@@ -123,12 +144,23 @@ def broken_limit(header: PayloadHeader) -> str | None:
             return f"{name} {value} is outside {low} … {high}"
     if header.head_dim % 4:
         return f"head_dim {header.head_dim} is not a multiple of 4"
+    most = _most_preamble_bytes(header)
+    if header.preamble_bytes % ALIGNMENT or not 0 <= header.preamble_bytes <= most:
+        return f"preamble of {header.preamble_bytes} bytes, not of 0 … {most} in whole 16s"
     if header.codec is CodecId.RAW and header.sinks:
         return f"sinks {header.sinks} in a raw payload, which has none"
+    if header.codec is CodecId.RAW and header.form is Form.COLD:
+        return "a raw payload in cold form, which it has not"
     for name in ("root_hash", "chain_hash", "codec_digest", "profile_digest"):
         if len(getattr(header, name)) != 32:
             return f"{name} has {len(getattr(header, name))} bytes, not 32"
     return None
+
+
+def _most_preamble_bytes(header: PayloadHeader) -> int:
+    if header.form is Form.RESIDENT:
+        return 0
+    return _PREAMBLE_BYTES + _PREAMBLE_SECTION_BYTES * header.section_count
 
 
 def unpack_header(view: memoryview) -> tuple[PayloadHeader, int]:
@@ -140,19 +172,21 @@ def unpack_header(view: memoryview) -> tuple[PayloadHeader, int]:
     if len(view) < HEADER_BYTES:
         raise PayloadError("truncated", f"{len(view)} bytes, a header has {HEADER_BYTES}")
     values = _HEADER.unpack_from(view)
-    magic, version, codec, kv_dtype, zero, *extents, zeros = values[:12]
-    *hashes, length, first_token, _ = values[12:]
+    magic, version, codec, kv_dtype, form, *extents, zeros, preamble_bytes = values[:13]
+    *hashes, length, first_token, _ = values[13:]
     if magic != MAGIC:
         raise PayloadError("magic", f"magic {magic!r} is not {MAGIC!r}")
     if version != VERSION:
         raise PayloadError("version", f"version {version} is not {VERSION}")
-    if zero or any(zeros):
+    if any(zeros):
         raise PayloadError("layout", "reserved bytes of the header are not 0")
     try:
-        known_codec, known_dtype = CodecId(codec), KVDtype(kv_dtype)
+        kinds = CodecId(codec), KVDtype(kv_dtype), Form(form)
     except ValueError as error:
-        raise PayloadError("layout", f"codec {codec}, kv_dtype {kv_dtype}: {error}") from None
-    header = PayloadHeader(known_codec, known_dtype, *(*extents, *hashes, first_token))
+        what = f"codec {codec}, kv_dtype {kv_dtype}, form {form}"
+        raise PayloadError("layout", f"{what}: {error}") from None
+    rest = *extents, *hashes, first_token, kinds[2], preamble_bytes
+    header = PayloadHeader(kinds[0], kinds[1], *rest)
     wrong = broken_limit(header)
     if wrong:
         raise PayloadError("layout", wrong)

@@ -1,12 +1,12 @@
 """Payload: a block as it is stored and sent; written once, checked whole before it is believed.
 
-    0              192               head_length                          payload_length
-    ┌──────────────┬─────────────────┬───────────┬───────────┬─────┬───────────┐
-    │ header       │ section table   │ section   │ section   │ ... │ section   │
-    └──────────────┴─────────────────┴───────────┴───────────┴─────┴───────────┘
-     └── covered by head_checksum ──┘ └─ each covered by its digest in the table
+    0          192                        head_length                   payload_length
+    ┌──────────┬───────────────┬──────────┬─────────┬─────────┬─────┬─────────┐
+    │ header   │ section table │ preamble │ section │ section │ ... │ section │
+    └──────────┴───────────────┴──────────┴─────────┴─────────┴─────┴─────────┘
+     └────── covered by head_checksum ───┘ └─ each covered by its digest in the table
 
-Every field is in docs/codec.md.
+Only the cold form has a preamble. Every field is in docs/codec.md.
 """
 
 from collections.abc import Sequence
@@ -25,6 +25,7 @@ from packkv_kernels.format.header import (
     MAX_PAYLOAD_BYTES,
     VERSION,
     Expectation,
+    Form,
     KVDtype,
     PayloadHeader,
     broken_limit,
@@ -35,10 +36,14 @@ from packkv_kernels.format.header import (
 __all__ = [
     "VERSION",
     "Expectation",
+    "Form",
     "KVDtype",
     "Payload",
     "PayloadHeader",
+    "open_payload",
     "read_payload",
+    "verify_layers",
+    "write_head",
     "write_payload",
 ]
 
@@ -65,33 +70,59 @@ class Payload:
         return self.data[offset : offset + length]
 
 
-def write_payload(header: PayloadHeader, sections: Sequence[bytes | memoryview]) -> bytearray:
-    """Puts header, table, sections and checksums together.
+def write_payload(
+    header: PayloadHeader, sections: Sequence[bytes | memoryview], preamble: bytes = b""
+) -> bytearray:
+    """Puts header, table, preamble, sections and checksums together.
 
     Args:
         header: what the payload is.
         sections: layers · heads sections, layer-major, each of a multiple of 16 bytes.
+        preamble: of the cold form, `header.preamble_bytes` long.
 
     Raises:
         InvalidInput: a field beyond its limits, or sections that are too few, many or long.
     """
+    return bytearray().join((write_head(header, sections, preamble), *sections))
+
+
+def write_head(
+    header: PayloadHeader, sections: Sequence[bytes | memoryview], preamble: bytes = b""
+) -> bytearray:
+    """What `write_payload` puts before the sections."""
     wrong = broken_limit(header)
     if wrong:
         raise InvalidInput(wrong)
+    if len(preamble) != header.preamble_bytes:
+        raise InvalidInput(f"{len(preamble)} bytes of preamble, not {header.preamble_bytes}")
     table = _table_of(header, sections)
     end = header.head_length + int(table["length"].sum(dtype=np.int64))
     if end > MAX_PAYLOAD_BYTES:
         raise InvalidInput(f"payload of {end} bytes exceeds {MAX_PAYLOAD_BYTES}")
     head = bytearray(pack_header(header, end) + table.tobytes())
-    head += bytes(header.head_length - len(head))
+    head += bytes(header.preamble_at - len(head)) + preamble
     head[CHECKSUM_AT:HEADER_BYTES] = xxhash.xxh3_128_digest(head)
-    return bytearray().join((head, *sections))
+    return head
 
 
 def read_payload(
     data: bytes | bytearray | memoryview, expect: Expectation | None = None
 ) -> Payload:
     """Believes `data` only when every checksum, limit and expectation holds.
+
+    Raises:
+        PayloadError: the first thing that does not hold.
+    """
+    payload = open_payload(data, expect)
+    verify_layers(payload, range(payload.header.layers))
+    return payload
+
+
+def open_payload(
+    data: bytes | bytearray | memoryview, expect: Expectation | None = None
+) -> Payload:
+    """As `read_payload`, of a payload that is still on its way: only its head must be there, in
+    memory of the whole length. No section may be looked at before `verify_layers` has seen it.
 
     Raises:
         PayloadError: the first thing that does not hold.
@@ -106,8 +137,28 @@ def read_payload(
     sections[:, 1] = table["length"]
     _check_table(view, header, sections)
     _check_identity(header, expect or Expectation())
-    _check_sections(view, table, sections)
     return Payload(header, view, sections)
+
+
+def verify_layers(payload: Payload, layers: range) -> None:
+    """Compares the sections of some layers, one after the other, with their digests.
+
+    Raises:
+        PayloadError: reason "checksum".
+    """
+    header, digest = payload.header, xxhash.xxh3_128_digest
+    first, last = layers.start * header.heads, layers.stop * header.heads
+    table = np.frombuffer(payload.data, _ROW, header.section_count, HEADER_BYTES)[first:last]
+    found = b"".join(
+        [
+            digest(payload.data[offset : offset + length])
+            for offset, length in payload.sections[first:last].tolist()
+        ]
+    )
+    if found != table["digest"].tobytes():
+        changed = np.frombuffer(found, "V16") != table["digest"]
+        section = first + int(np.argmax(changed))
+        raise PayloadError("checksum", f"section {section} differs from its digest")
 
 
 def _table_of(header: PayloadHeader, sections: Sequence[bytes | memoryview]) -> NDArray[Any]:
@@ -153,7 +204,7 @@ def _check_table(view: memoryview, header: PayloadHeader, sections: NDArray[np.i
         raise PayloadError("layout", "sections do not follow each other from the end of the table")
     if ends[-1] != len(view):
         raise PayloadError("layout", f"sections end at {ends[-1]}, the payload at {len(view)}")
-    if any(view[HEADER_BYTES + _ROW.itemsize * len(sections) : header.head_length]):
+    if any(view[HEADER_BYTES + _ROW.itemsize * len(sections) : header.preamble_at]):
         raise PayloadError("layout", "padding of the section table is not 0")
 
 
@@ -166,13 +217,3 @@ def _check_identity(header: PayloadHeader, expect: Expectation) -> None:
 
 def _spell(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else repr(value)
-
-
-def _check_sections(view: memoryview, table: NDArray[Any], sections: NDArray[np.int64]) -> None:
-    digest = xxhash.xxh3_128_digest
-    found = b"".join(
-        [digest(view[offset : offset + length]) for offset, length in sections.tolist()]
-    )
-    if found != table["digest"].tobytes():
-        changed = np.frombuffer(found, "V16") != table["digest"]
-        raise PayloadError("checksum", f"section {int(np.argmax(changed))} differs from its digest")

@@ -12,7 +12,7 @@ from packkv_kernels.format.payload import KVDtype, Payload, PayloadHeader
 from packkv_kernels.format.raw import expand_values
 from packkv_kernels.format.validate import describe_sections, section_words
 
-__all__ = ["ResidentSections", "resident_sections"]
+__all__ = ["ResidentSections", "resident_sections", "resident_words"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class ResidentSections:
 
     Attributes:
         words: u32 [words], the sections one after the other.
-        bases: int64 [layers · heads], first word of each section in `words`.
-        descriptors: int32 [layers · heads, DESCRIPTOR_WORDS], offsets from the section's base.
+        bases: int64 [sections], first word of each section in `words`, layer by layer.
+        descriptors: int32 [sections, DESCRIPTOR_WORDS], offsets from the section's base.
     """
 
     words: NDArray[np.uint32]
@@ -30,34 +30,54 @@ class ResidentSections:
     descriptors: NDArray[np.int32]
 
 
-def resident_sections(payload: Payload) -> ResidentSections:
+def resident_sections(payload: Payload, layers: range | None = None) -> ResidentSections:
     """Proves a payload's sections and gives them in the form that a cache keeps.
 
     Tile sections stay as they are (a view of the payload); those of `raw` are expanded to values
     in the KV dtype, K [tokens, head_dim] then V, padded to 16 bytes.
 
+    Args:
+        payload: of which these layers, at least, are there.
+        layers: one after the other; None: all. What is cached of all layers is what is cached of
+            the first, then of the next, and so on.
+
     Raises:
         PayloadError: reason "section".
     """
-    if payload.header.codec is CodecId.RAW:
-        return _expanded(payload)
-    bases = (payload.sections[:, 0] - payload.header.head_length) // 4
-    return ResidentSections(section_words(payload), bases, describe_sections(payload))
+    header = payload.header
+    chosen = layers or range(header.layers)
+    if header.codec is CodecId.RAW:
+        return _expanded(payload, chosen)
+    descriptors = describe_sections(payload, chosen)
+    starts = (payload.sections[:, 0] - header.head_length) // 4
+    ends = starts + payload.sections[:, 1] // 4
+    first, last = chosen.start * header.heads, chosen.stop * header.heads
+    begin, end = starts[first], ends[last - 1]
+    words = section_words(payload)[begin:end]
+    return ResidentSections(words, starts[first:last] - begin, descriptors)
 
 
-def _expanded(payload: Payload) -> ResidentSections:
+def resident_words(header: PayloadHeader, payload_length: int) -> int:
+    """How many words `resident_sections` of a whole resident payload gives."""
+    if header.codec is CodecId.RAW:
+        return header.section_count * int(_raw_descriptor(header)[tile.WORDS])
+    return (payload_length - header.head_length) // 4
+
+
+def _expanded(payload: Payload, layers: range) -> ResidentSections:
     header = payload.header
     row = _raw_descriptor(header)
     length = 2 * header.tokens * header.head_dim * header.kv_dtype.itemsize
-    words = np.zeros((header.section_count, row[tile.WORDS]), np.uint32)
-    for section in range(header.section_count):
-        layer, head = divmod(section, header.heads)
+    count = len(layers) * header.heads
+    words = np.zeros((count, row[tile.WORDS]), np.uint32)
+    for section in range(count):
+        layer, head = divmod(layers.start * header.heads + section, header.heads)
         values = expand_values(payload.section(layer, head), length, header.kv_dtype.itemsize)
         words[section, : length // 4] = np.frombuffer(values, "<u4")
     if not _finite(words, header.kv_dtype):
         raise PayloadError("section", "a raw value is NaN or infinite")
-    bases = np.arange(header.section_count, dtype=np.int64) * row[tile.WORDS]
-    return ResidentSections(words.reshape(-1), bases, np.tile(row, (header.section_count, 1)))
+    bases = np.arange(count, dtype=np.int64) * row[tile.WORDS]
+    return ResidentSections(words.reshape(-1), bases, np.tile(row, (count, 1)))
 
 
 def _finite(words: NDArray[np.uint32], dtype: KVDtype) -> bool:

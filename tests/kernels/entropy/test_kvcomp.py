@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from packkv_kernels.entropy import KVCompConfig, KVCompSide
 from packkv_kernels.entropy.kvcomp import Units
 from packkv_kernels.entropy.quantise import dequantise, quantise
 from packkv_kernels.errors import InvalidInput
-from packkv_kernels.testing import random_kv
+from packkv_kernels.testing import kvcomp_bound, random_kv
 
 AXES = {"block": (1, 2), "channel": (1,), "token": (2,)}
 
@@ -21,13 +22,8 @@ AXES = {"block": (1, 2), "channel": (1,), "token": (2,)}
 def step_bound(
     blocks: NDArray[np.float32], rel: float, axes: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """Half a step: the range, and what rounding minimum and step to fp16 adds to it."""
-    low, high = blocks.min(axes, keepdims=True), blocks.max(axes, keepdims=True)
-    largest = np.maximum(np.abs(low), np.abs(high)).astype(np.float64)
-    ulp = np.maximum(largest * 2**-10, 2**-24)
-    step = (rel * (high - low + ulp)) * (1 + 2**-10) + 2**-24
-    bound: NDArray[np.float64] = step / 2 + largest * 1e-6
-    return bound
+    found: NDArray[np.float64] = kvcomp_bound(torch.from_numpy(blocks).double(), rel, axes).numpy()
+    return found
 
 
 def random_values(tokens: int, heads: int, dim: int, seed: int = 0) -> NDArray[np.float32]:

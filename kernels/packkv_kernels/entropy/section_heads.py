@@ -139,7 +139,7 @@ def read_parts(
     """Reads a head but for its widths; returns the next bit.
 
     Args:
-        cold: words, and HEAD_ROOM more.
+        cold: words, and SLACK_WORDS more.
         at: first bit.
         row: FLAGS are those of the section before, overwritten.
         parts: int64 [4], overwritten: K is coded, V is; K shares its scales, V does.
@@ -172,7 +172,7 @@ def read_head(
     """Writes the head that a section begins with: flags, tokens and sinks, bitmaps.
 
     Args:
-        cold: words, and HEAD_ROOM more.
+        cold: words, and SLACK_WORDS more.
         at: first bit of the widths.
         row: with FLAGS, TOKENS, SINKS and HEAD_DIM.
         k_tables, v_tables: decode tables.
