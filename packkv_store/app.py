@@ -23,17 +23,20 @@ from packkv_store.bulk import Bulk
 from packkv_store.clock import Clock, SystemClock
 from packkv_store.cluster.borrowed import BorrowedLeases
 from packkv_store.cluster.cluster_store import ClusterStore
+from packkv_store.cluster.drain import Drain, HandedOver
 from packkv_store.cluster.own_store import OwnStore
 from packkv_store.cluster.puller import Puller
+from packkv_store.cluster.replicas import Replicas
 from packkv_store.cluster.shared_profiles import SharedProfiles
 from packkv_store.config import StoreConfig, split_address
-from packkv_store.errors import ConfigError, TierFailure
+from packkv_store.errors import ConfigError, Leaving, TierFailure
 from packkv_store.index import Index
 from packkv_store.index.embedded import EmbeddedIndex
 from packkv_store.index.redis.redis_index import RedisIndex
 from packkv_store.index.redis.url import RedisUrl
 from packkv_store.lease import LeaseTable
 from packkv_store.metrics import CallMetrics, MeteredStore, StoreCollector
+from packkv_store.peers.bulk_pull import BulkPull
 from packkv_store.peers.channels import Channels
 from packkv_store.peers.grpc_peers import GrpcPeers
 from packkv_store.profiles import Profiles
@@ -91,15 +94,17 @@ class App:
         self._threads = Threads(config.io_threads)
         self._node = _node(config.data_dir)
         self._index = _index(config, self._node)
-        self._peers = GrpcPeers(_channels(config))
+        self._peers = _peers(config)
         self.store = self._build_store()
+        self._callers = _callers(self._access)
+        self._drain = Drain(self.store, self._index, self._peers, self._callers)
         self._cluster = self._build_cluster()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=CHANNEL_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
         self._paths = block_store_pb2.PathsReply()
         self._bulk: Bulk | None = None
         self._shared_memory: SharedMemory | None = None
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._housekeeping: list[asyncio.Task[None]] = []
         self._metrics: WSGIServer | None = None
         self.port = 0
         self.metrics_port = 0
@@ -121,10 +126,9 @@ class App:
         calls = CallMetrics(registry)
         metered = MeteredStore(self._cluster or self.store, registry, calls)
         try:
-            await self._open_paths(metered)
-            self._serve_calls(
-                metered, OwnStore(MeteredStore(self.store, registry, calls), self._index)
-            )
+            own = self._own(MeteredStore(self.store, registry, calls))
+            await self._open_paths(metered, own)
+            self._serve_calls(metered, own)
             self.port = self._bind()
         except BaseException as error:
             await self._close_paths(0.0)
@@ -136,18 +140,24 @@ class App:
             await self._cluster.profiles.announce()
         await self._index.start(self._config.advertised(self.port))
         self._serve_metrics(metered)
-        self._housekeeping = asyncio.ensure_future(self.store.keep_house(HOUSEKEEPING_SECONDS))
+        self._keep_house()
         await self._report_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self) -> None:
-        """Takes no more calls, lets running ones end within the grace, flushes, closes."""
+        """Hands over what would be lost, takes no more calls, lets running ones end within the
+        grace, flushes, closes."""
         await self._report_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        # a watcher would wait for as long as it may
+        self.store.residents.events.close()
+        # a disk comes back with its blocks
+        comes_back = self._config.data_dir is not None
+        with suppress(Leaving):
+            await self._drain.leave(self._config.drain_seconds, comes_back=comes_back)
         # from here on no other node is sent here
-        await self._index.stop()
         grace = self._config.grace_seconds
         await asyncio.gather(self._server.stop(grace), self._close_paths(grace))
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
+        for task in self._housekeeping:
+            task.cancel()
         if self._cluster is not None:
             await self._cluster.puller.stop()
         await self.store.residents.tasks.settle()
@@ -155,6 +165,12 @@ class App:
             await self.store.residents.flush()
         await self._peers.close()
         self.close()
+
+    async def drain(self, seconds: float) -> HandedOver:
+        """Out of service for good, calls are answered until `stop`: hands over for as long as that,
+        or as the settings say if it is 0. Raises Leaving when it is stopped meanwhile."""
+        await self._report_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        return await self._drain.leave(seconds or self._config.drain_seconds, comes_back=False)
 
     def close(self) -> None:
         """Gives everything back to the system."""
@@ -171,7 +187,15 @@ class App:
         config, clock, node, index = self._config, self._clock, self._node, self._index
         leases = LeaseTable(clock, config.max_leases, config.lease_seconds)
         residents = Residents(
-            node, self._arenas, self._disk, index, leases, clock, self._threads, config.ttl_seconds
+            node,
+            self._arenas,
+            self._disk,
+            index,
+            leases,
+            clock,
+            self._threads,
+            config.ttl_seconds,
+            _disk_shares(self._access.tenants),
         )
         profiles = config.data_dir / "profiles" if config.data_dir else None
         return BlockStore(
@@ -202,12 +226,28 @@ class App:
             puller=puller,
             profiles=SharedProfiles(store, store.profiles, self._index, self._peers, self._node),
             borrowed=BorrowedLeases(self._config.max_leases),
+            callers=self._callers,
+            replicas=self._build_replicas(),
         )
 
-    async def _open_paths(self, metered: MeteredStore) -> None:
+    def _build_replicas(self) -> Replicas | None:
+        copies, tally = self._config.replicas - 1, self.store.residents.tally
+        return Replicas(self._node, copies, self._index, self._peers, tally) if copies else None
+
+    def _own(self, metered: MeteredStore) -> OwnStore:
+        puller = self._cluster.puller if self._cluster is not None else None
+        return OwnStore(metered, self._index, self.store.residents, self._drain, puller)
+
+    def _keep_house(self) -> None:
+        work = [self.store.keep_house(HOUSEKEEPING_SECONDS)]
+        if self._cluster is not None and self._cluster.replicas is not None:
+            work.append(self._cluster.replicas.keep_copying())
+        self._housekeeping = [asyncio.ensure_future(one) for one in work]
+
+    async def _open_paths(self, metered: MeteredStore, own: OwnStore) -> None:
         """The ways to move payloads beside gRPC: each says the nonce before anything else."""
         self._paths.nonce = secrets.token_bytes(NONCE_BYTES)
-        self._bulk = Bulk(metered, self._access, self._config, self._paths.nonce)
+        self._bulk = Bulk(metered, own, self._access, self._config, self._paths.nonce)
         await self._bulk.start()
         self._paths.bulk_port = self._bulk.port
         self._shared_memory = SharedMemory(metered, self._access, self._config, self._paths.nonce)
@@ -222,7 +262,7 @@ class App:
         blocks = BlockStoreService(
             metered, own, self._access, self._config.stream_seconds, self._paths
         )
-        admin = AdminService(metered, self._access)
+        admin = AdminService(metered, self._access, self.drain)
         self._server.add_generic_rpc_handlers((blocks.handler(), admin.handler()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
@@ -294,13 +334,25 @@ def _arenas(config: StoreConfig, tenants: Sequence[Tenant]) -> dict[bytes, RamTi
         raise ConfigError(f"ram_bytes {config.ram_bytes}: {error.strerror}") from None
 
 
+def _callers(access: Access) -> dict[bytes, Tenant]:
+    """In whose name other nodes can be asked: whoever has called, or everybody if all may."""
+    return {tenant.tag: tenant for tenant in access.tenants if not access.needs_token}
+
+
+def _disk_shares(tenants: Sequence[Tenant]) -> dict[bytes, float]:
+    """What part of the disk tier each tenant is sure of."""
+    total = sum(tenant.disk for tenant in tenants)
+    return {one.tag: one.disk / total if total else 0.0 for one in tenants}
+
+
 def _index(config: StoreConfig, node: str) -> Index:
     return EmbeddedIndex() if config.is_alone else RedisIndex(node, RedisUrl.parse(config.index))
 
 
-def _channels(config: StoreConfig) -> Channels:
+def _peers(config: StoreConfig) -> GrpcPeers:
     try:
-        return Channels(config)
+        bulk = None if config.bulk_address is None else BulkPull(config)
+        return GrpcPeers(Channels(config), bulk)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
 

@@ -5,9 +5,10 @@ and to find the bytes of a layer; what is inside a section is the codec's busine
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, NewType, Self
+from typing import NamedTuple, NewType, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ HASH_BYTES = 32
 TAG_BYTES = 16
 MAGIC = b"PackKV\r\n"
 VERSION = 2
-HEADER = struct.Struct("<8sHHBBHHHHHH6s32s32s32s32sQQ16s")
+HEADER = struct.Struct("<8sHHBBHHHHHH2sI32s32s32s32sQQ16s")
 ROW_STRUCT = struct.Struct("<II16s")
 ROW = np.dtype([("offset", "<u4"), ("length", "<u4"), ("digest", "V16")])
 ALIGN = 16
@@ -33,11 +34,22 @@ MAX_TOKENS = 64
 MAX_CODEC = 4
 MAX_DTYPE = 2
 MAX_HEAD_DIM = 512
+RAW_CODEC = 1
+RESIDENT = 0
+COLD = 1
+# No preamble of a cold payload is longer than the first, and the second for each section.
+PREAMBLE_BYTES = 4096
+PREAMBLE_SECTION_BYTES = 512
 
 
 def block_key(tag: bytes, chain_hash: ChainHash) -> BlockKey:
     """The name under which a tenant's block is kept; two tenants never share one."""
     return BlockKey(tag + chain_hash)
+
+
+def block_keys(tag: bytes, chain_hashes: Iterable[ChainHash]) -> list[BlockKey]:
+    """As `block_key`, for the thousands of a Match."""
+    return cast(list[BlockKey], list(map(tag.__add__, chain_hashes)))
 
 
 def chain_hash_of(key: BlockKey) -> ChainHash:
@@ -90,7 +102,7 @@ class PayloadHead:
         Raises PayloadError, which carries the value found and the value expected.
         """
         header = _read_header(payload)
-        head_length = head_length_of(header.layers, header.heads)
+        head_length = header.head_length
         _within("payload length", header.payload_length, head_length, 2**32 - 1)
         _within("bytes present of the head", len(payload), head_length, None)
         if head_checksum(payload[:head_length]) != header.head_checksum:
@@ -159,15 +171,9 @@ def covers(first: int, count: int, wanted: Span) -> bool:
     return first <= wanted.first and wanted.first + wanted.count <= first + count
 
 
-def head_length_of(layers: int, heads: int) -> int:
-    """Bytes of header and section table, with the zeros that align the first section."""
-    return -(-(HEADER.size + ROW.itemsize * layers * heads) // ALIGN) * ALIGN
-
-
 def head_length_in(payload: memoryview) -> int:
     """How many bytes the head of this payload takes. Raises PayloadError."""
-    header = _read_header(payload)
-    return head_length_of(header.layers, header.heads)
+    return _read_header(payload).head_length
 
 
 def head_checksum(head: memoryview) -> bytes:
@@ -194,7 +200,7 @@ class _Header(NamedTuple):
     version: int
     codec: int
     kv_dtype: int
-    zero: int
+    form: int
     tokens: int
     sinks: int
     layers: int
@@ -202,6 +208,7 @@ class _Header(NamedTuple):
     heads: int
     head_dim: int
     zeros: bytes
+    preamble_length: int
     root_hash: bytes
     chain_hash: bytes
     codec_digest: bytes
@@ -209,6 +216,12 @@ class _Header(NamedTuple):
     payload_length: int
     first_token: int
     head_checksum: bytes
+
+    @property
+    def head_length(self) -> int:
+        """Bytes of header, section table and the zeros that align it, and preamble."""
+        table_end = HEADER.size + ROW.itemsize * self.layers * self.heads
+        return -(-table_end // ALIGN) * ALIGN + self.preamble_length
 
 
 def _read_header(payload: memoryview) -> _Header:
@@ -226,9 +239,19 @@ def _read_header(payload: memoryview) -> _Header:
     _within("head_dim", header.head_dim, 4, MAX_HEAD_DIM)
     if header.head_dim % 4:
         raise PayloadError("head_dim", header.head_dim, "a multiple of 4")
-    if header.zero or any(header.zeros):
-        raise PayloadError("reserved header bytes", (header.zero, header.zeros), "zeros")
+    if any(header.zeros):
+        raise PayloadError("reserved header bytes", header.zeros, "zeros")
+    _check_form(header)
     return header
+
+
+def _check_form(header: _Header) -> None:
+    # a payload of values has no codes to code
+    _within("form", header.form, RESIDENT, RESIDENT if header.codec == RAW_CODEC else COLD)
+    most = PREAMBLE_BYTES + PREAMBLE_SECTION_BYTES * header.layers * header.heads
+    _within("preamble length", header.preamble_length, 0, most if header.form == COLD else 0)
+    if header.preamble_length % ALIGN:
+        raise PayloadError("preamble length", header.preamble_length, "whole 16s")
 
 
 def _section_bounds(payload: memoryview, header: _Header, head_length: int) -> Bounds:

@@ -149,6 +149,18 @@ class StoreConfig:
     grace_seconds: float = field(
         default=5.0, metadata=_flag(float, "SECONDS", "time for running calls at the end")
     )
+    drain_seconds: float = field(
+        default=10.0,
+        metadata=_flag(
+            float,
+            "SECONDS",
+            "time at the end to hand over to other nodes what is not on disk; 0: none",
+        ),
+    )
+    replicas: int = field(
+        default=1,
+        metadata=_flag(int, "N", "nodes that are to have each block that is put, this one counted"),
+    )
     io_threads: int = field(default=4, metadata=_flag(int, "N", "threads for disk and checksums"))
     tls_cert: Path | None = field(
         default=None, metadata=_flag(Path, "FILE", "PEM certificate chain of this server")
@@ -236,6 +248,8 @@ class StoreConfig:
             "lease_seconds": 0,
             "stream_seconds": 1,
             "grace_seconds": 0,
+            "drain_seconds": 0,
+            "replicas": 1,
         }
         for name, low in least.items():
             if getattr(self, name) < low:

@@ -10,6 +10,8 @@ StoreError
 ├── Quarantined          a corrupt copy of the block is still held by a reader
 ├── CorruptBlock         found corrupt while it was being sent
 ├── TierFailure          the operating system refused to read or write a tier
+├── Interrupted          a block that was being passed on stopped coming
+├── Leaving              the server is stopping
 └── StreamTimeout        a stream was open for longer than any may be
 
 ConfigError              stands apart: it ends the start, no caller ever sees it
@@ -88,6 +90,14 @@ class CorruptBlock(StoreError):
         self.chain_hash = chain_hash
 
 
+class Interrupted(StoreError):
+    """A block that was passed on while it came from another node did not come whole."""
+
+    def __init__(self, chain_hash: str) -> None:
+        super().__init__(f"block {chain_hash} stopped coming from another node; ask for it again")
+        self.chain_hash = chain_hash
+
+
 class TierFailure(StoreError):
     """The operating system refused to read or write a tier."""
 
@@ -95,6 +105,13 @@ class TierFailure(StoreError):
         super().__init__(f"{tier}: {cause.strerror or cause}")
         self.tier = tier
         self.cause = cause
+
+
+class Leaving(StoreError):
+    """The server is stopping: what is asked of it is not begun, or ends here."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping")
 
 
 class StreamTimeout(StoreError):
@@ -134,5 +151,7 @@ STATUS: Final[Mapping[type[StoreError], Status]] = {
     Quarantined: Status.ABORTED,
     CorruptBlock: Status.DATA_LOSS,
     TierFailure: Status.UNAVAILABLE,
+    Interrupted: Status.UNAVAILABLE,
+    Leaving: Status.UNAVAILABLE,
     StreamTimeout: Status.DEADLINE_EXCEEDED,
 }

@@ -1,12 +1,16 @@
 """Which block of a tier goes first."""
 
 import heapq
-from collections.abc import Callable, Generator
+import math
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing
 from typing import Protocol
 
-from packkv_store.block import BlockKey
+from packkv_store.block import TAG_BYTES, BlockKey
 
 Rank = tuple[float, int, int, BlockKey]
+Holds = Callable[[BlockKey], bool]
 
 
 class Evictable(Protocol):
@@ -26,7 +30,7 @@ class Evictable(Protocol):
 
 
 class EvictionOrder:
-    """The blocks of one tier, least valuable first.
+    """The blocks of one tenant in one tier, least valuable first.
 
     Longest unused first; of blocks last used together the deepest first, since a head without its
     tail still serves a shorter prefix and a tail without its head serves nobody; then the largest.
@@ -55,7 +59,7 @@ class EvictionOrder:
             self._heap = [_rank(block) for block in self._blocks.values()]
             heapq.heapify(self._heap)
 
-    def victims(self, holds: Callable[[BlockKey], bool]) -> Generator[BlockKey, None, None]:
+    def victims(self, holds: Holds) -> Generator[Evictable, None, None]:
         """Blocks that may go, in the order to go. A held block is never among them.
 
         The blocks stay in the order until they are discarded.
@@ -76,10 +80,77 @@ class EvictionOrder:
                 met.add(block.key)
                 passed.append(rank)
                 if not holds(block.key):
-                    yield block.key
+                    yield block
         finally:
             for rank in passed:
                 heapq.heappush(self._heap, rank)
+
+
+class FairOrder:
+    """The blocks of a tier that tenants share.
+
+    A tenant is sure of its share and may take more for as long as nobody misses it. Who stores a
+    block takes the place of whoever is beyond his share, and further than himself; else his own.
+    A tenant within its share never loses a block to another.
+
+    Args:
+        shares: the part of the tier that each tenant's tag is sure of. Others have none.
+        weigh: how many bytes of the tier a payload of some length takes.
+    """
+
+    def __init__(self, shares: Mapping[bytes, float], weigh: Callable[[int], int]) -> None:
+        self._shares = shares
+        self._weigh = weigh
+        self._orders: defaultdict[bytes, EvictionOrder] = defaultdict(EvictionOrder)
+        self._used: defaultdict[bytes, int] = defaultdict(int)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._orders.values()))
+
+    def add(self, block: Evictable) -> None:
+        tag = block.key[:TAG_BYTES]
+        self._orders[tag].add(block)
+        self._used[tag] += self._weigh(block.length)
+
+    def discard(self, block: Evictable) -> None:
+        tag = block.key[:TAG_BYTES]
+        if block.key in self._orders[tag]:
+            self._orders[tag].discard(block.key)
+            self._used[tag] -= self._weigh(block.length)
+
+    def victims(
+        self, holds: Holds, tag: bytes, length: int, capacity: int
+    ) -> Generator[Evictable, None, None]:
+        """Blocks that may go so that the tenant `tag` can store `length` bytes in a tier of
+        `capacity`, in the order to go. A held block is never among them.
+
+        The blocks stay in the order until they are discarded.
+        """
+        used = defaultdict(int, self._used)
+        used[tag] += self._weigh(length)
+
+        def excess(one: bytes) -> float:
+            """What the tenant uses of the tier, in shares of its own."""
+            share = self._shares.get(one, 0.0) * capacity
+            return used[one] / share if share else math.inf
+
+        with ExitStack() as stack:
+            left = {
+                one: stack.enter_context(closing(order.victims(holds)))
+                for one, order in self._orders.items()
+            }
+            while left:
+                bound = max(1.0, excess(tag))
+                others = [one for one in left if one != tag and excess(one) > bound]
+                loser = max(others, key=excess, default=tag)
+                block = next(left[loser], None) if loser in left else None
+                if block is not None:
+                    used[loser] -= self._weigh(block.length)
+                    yield block
+                elif loser in left:
+                    del left[loser]
+                else:
+                    return
 
 
 def _rank(block: Evictable) -> Rank:

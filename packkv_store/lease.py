@@ -98,8 +98,9 @@ class LeaseTable:
         self._drop(self._leases.pop(lease_id).keys)
 
     def _drop(self, keys: Sequence[BlockKey]) -> None:
+        # taken out and, where others hold the block too, put back: no look-up is made twice
+        take = self._holders.pop
         for key in keys:
-            if self._holders[key] > 1:
-                self._holders[key] -= 1
-            else:
-                del self._holders[key]
+            others = take(key) - 1
+            if others:
+                self._holders[key] = others

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections import Counter as Counts
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from packkv_store.block import ChainHash, Span
 from packkv_store.store import Downloading, Store, Uploading
 from packkv_store.store.answers import (
     BlockAnswer,
+    Changes,
     Listed,
     Located,
     Match,
@@ -90,11 +92,7 @@ class MeteredStore:
     ) -> AsyncIterator[Downloading]:
         with self.calls.timed("get"):
             async with self.inner.get(tenant, hashes, layers, heads) as download:
-                for answer in download.answers:
-                    if answer.miss is None:
-                        self.calls.hits.inc()
-                    else:
-                        self.calls.misses.labels(answer.miss.value).inc()
+                self._count(answer.miss for answer in download.answers)
                 yield MeteredDownload(download, self.calls)
 
     async def locate(
@@ -108,14 +106,12 @@ class MeteredStore:
         with self.calls.timed("locate"):
             located = await self.inner.locate(tenant, hashes, layers, heads, lease_seconds)
         here = [place for place in located.places if place.offset is not None]
-        self.calls.hits.inc(len(here))
+        # one that is elsewhere is counted when it is fetched there
+        self._count(one.miss for one in located.places if one.miss or one.offset is not None)
         if located.extents is None:
             self.calls.sent.inc(sum(place.length for place in here))
         else:
             self.calls.sent.inc(int(located.extents[:, 2].sum()))
-        for place in located.places:
-            if place.miss is not None:
-                self.calls.misses.labels(place.miss.value).inc()
         return located
 
     def arena(self, tenant: Tenant) -> RamTier:
@@ -145,9 +141,20 @@ class MeteredStore:
         with self.calls.timed("list"):
             return await self.inner.page(tenant, after, limit)
 
+    def watch(self, tenant: Tenant, snapshot: bool) -> AsyncGenerator[Changes, None]:
+        return self.inner.watch(tenant, snapshot)
+
     async def stats(self) -> StoreStats:
         stats = await self.inner.stats()
         return replace(stats, counters=_counters(self.registry, stats.tally))
+
+    def _count(self, misses: Iterable[MissReason | None]) -> None:
+        """Hits (None) and misses of a call."""
+        for miss, count in Counts(misses).items():
+            if miss is None:
+                self.calls.hits.inc(count)
+            else:
+                self.calls.misses.labels(miss.value).inc(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +173,15 @@ class MeteredUpload:
     async def reserve(self, blocks: Sequence[tuple[ChainHash, int]]) -> list[memoryview | None]:
         return await self.inner.reserve(blocks)
 
-    async def filled(self, count: int) -> None:
-        await self.inner.filled(count)
+    def filled(self, count: int) -> None:
+        self.inner.filled(count)
 
     async def finish(self) -> list[PutResult]:
         results = await self.inner.finish()
-        for result in results:
-            self.calls.puts.labels(result.status.name.lower()).inc()
-            self.calls.received.inc(result.length)
+        # a lock each time: once for thousands of blocks, not for each
+        for status, count in Counts(result.status for result in results).items():
+            self.calls.puts.labels(status.name.lower()).inc(count)
+        self.calls.received.inc(sum(result.length for result in results))
         return results
 
 
@@ -234,6 +242,9 @@ def _tally_metrics(tally: Tally) -> Iterator[Metric]:
         "packkv_recovered_blocks": ("Blocks found on disk at the start", tally.recovered),
         "packkv_pulled_blocks": ("Blocks brought here from other nodes", tally.pulled),
         "packkv_pull_failures": ("Blocks that no node delivered", tally.pull_failures),
+        "packkv_replicas": ("Copies of put blocks that other nodes have taken", tally.replicas),
+        "packkv_replicas_dropped": ("Copies that were not made", tally.replicas_dropped),
+        "packkv_watch_resets": ("Watchers that fell behind and began again", tally.watch_resets),
     }
     for name, (text, count) in totals.items():
         yield CounterMetricFamily(name, text, value=count)
@@ -251,6 +262,7 @@ def _state_metrics(stats: StoreStats) -> Iterator[Metric]:
     yield GaugeMetricFamily("packkv_blocks", "Distinct blocks of this node", stats.blocks)
     yield GaugeMetricFamily("packkv_index_up", "Whether the index answers", int(stats.index_up))
     yield GaugeMetricFamily("packkv_leases", "Leases that are in force", stats.leases)
+    yield GaugeMetricFamily("packkv_watchers", "Streams of changes that are open", stats.watchers)
 
 
 def _counters(registry: CollectorRegistry, tally: Tally) -> dict[str, int]:

@@ -18,8 +18,9 @@ class Tenant:
 
     name: str
     admin: bool = False
-    # its part of the RAM tier, relative to those of the others
+    # its parts of the RAM tier and of the disk tier, relative to those of the others
     ram: float = 1.0
+    disk: float = 1.0
     # the bearer token it came with, for calls to other nodes in its name
     credential: str | None = field(default=None, repr=False, compare=False)
     tag: bytes = field(init=False)
@@ -39,10 +40,11 @@ class Access:
     @classmethod
     def from_tokens(cls, tokens: Mapping[str, object]) -> Self:
         """From the tokens file: tenant name to {token_sha256: hex or list of hex, admin: bool,
-        ram: number}."""
+        ram: number, disk: number}."""
         tenants: dict[str, Tenant] = {}
         for name, entry in tokens.items():
-            tenant = Tenant(name, admin=_admin(name, entry), ram=_ram(name, entry))
+            ram, disk = (_share(tier, name, entry) for tier in ("ram", "disk"))
+            tenant = Tenant(name, admin=_admin(name, entry), ram=ram, disk=disk)
             for digest in _digests(name, entry):
                 if digest in tenants:
                     raise ConfigError(f"tokens file: {name} shares a token with another tenant")
@@ -50,6 +52,11 @@ class Access:
         if not tenants:
             raise ConfigError("tokens file: it names no tenant; write [tenants.NAME] tables")
         return cls(tenants)
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether there are callers that this server does not know."""
+        return bool(self._tenants)
 
     @property
     def tenants(self) -> list[Tenant]:
@@ -83,14 +90,15 @@ def _admin(name: str, entry: object) -> bool:
     return admin
 
 
-def _ram(name: str, entry: object) -> float:
-    ram = entry.get("ram", 1.0) if isinstance(entry, Mapping) else 1.0
-    if isinstance(ram, bool) or not isinstance(ram, int | float) or not 0 <= ram < float("inf"):
+def _share(tier: str, name: str, entry: object) -> float:
+    share = entry.get(tier, 1.0) if isinstance(entry, Mapping) else 1.0
+    is_number = isinstance(share, int | float) and not isinstance(share, bool)
+    if not is_number or not 0 <= share < float("inf"):
         raise ConfigError(
-            f"tokens file: ram of {name} is {ram!r}; write a number of 0 or more: a tenant with 2 "
-            "has twice the RAM of one with 1"
+            f"tokens file: {tier} of {name} is {share!r}; write a number of 0 or more: a tenant "
+            f"with 2 has twice the {tier} of one with 1"
         )
-    return float(ram)
+    return float(share)
 
 
 def _digests(name: str, entry: object) -> Iterable[str]:

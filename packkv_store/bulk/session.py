@@ -15,9 +15,10 @@ from packkv_protos.bulk import frames
 from packkv_protos.bulk.frames import Frame, FrameError, Kind
 from packkv_protos.bulk.wire import Wire
 from packkv_protos.v1 import block_store_pb2 as pb
+from packkv_store.acceptor import Idle
 from packkv_store.block import ChainHash, Span
 from packkv_store.errors import STATUS, LimitExceeded, Status, StoreError, StreamTimeout
-from packkv_store.store import Downloading, Store, Uploading
+from packkv_store.store import Downloading, Giving, Store, Uploading
 from packkv_store.store.answers import MissReason, PutResult, PutStatus
 from packkv_store.store.layout import Layout
 from packkv_store.tenant import Access, Tenant
@@ -56,6 +57,7 @@ class Session:
         self,
         wire: Wire,
         store: Store,
+        own: Giving,
         access: Access,
         tls: ssl.SSLContext | None,
         threads: Executor,
@@ -64,6 +66,7 @@ class Session:
     ) -> None:
         self._wire = wire
         self._store = store
+        self._own = own
         self._access = access
         self._tls = tls
         self._threads = threads
@@ -72,9 +75,7 @@ class Session:
         self._is_leaving = False
         # payloads are under way: a frame now would be taken for some of them
         self._is_sending = False
-        self.is_known = False
-        self.is_waiting = True
-        self.waiting_since = time.monotonic()
+        self.idle: Idle | None = Idle(False, time.monotonic())
 
     async def serve(self) -> None:
         """Returns when the connection has ended, whatever became of it."""
@@ -94,14 +95,12 @@ class Session:
         finally:
             self._wire.close()
 
-    def dismiss(self) -> None:
-        """The connection is given up for another; `serve` is about to be cancelled."""
-        self.is_waiting = False
-
-    def leave(self) -> bool:
-        """No more calls; True when none is running, so that the connection can be closed."""
+    def leave(self) -> None:
+        """No more calls: `serve` returns after the one that runs."""
         self._is_leaving = True
-        return self.is_waiting
+
+    def close(self) -> None:
+        self._wire.close()
 
     async def _welcome(self) -> Tenant:
         ends_at = time.monotonic() + HANDSHAKE_SECONDS
@@ -111,15 +110,14 @@ class Session:
         hello = await self._receive(ends_at, Kind.HELLO)
         tenant = self._access.tenant(frames.read_hello(hello.body))
         await self._send([frames.pack_welcome()], ends_at)
-        self.is_known = True
         return tenant
 
     async def _has_request(self) -> bool:
         """Waits for one, without a thread; False when none came for too long."""
-        self.is_waiting, self.waiting_since = True, time.monotonic()
+        self.idle = Idle(True, time.monotonic())
         if not self._wire.has_input() and not await self._is_readable(IDLE_SECONDS):
             return False
-        self.is_waiting = False
+        self.idle = None
         return True
 
     async def _is_readable(self, seconds: float) -> bool:
@@ -135,21 +133,24 @@ class Session:
     async def _answer(self, tenant: Tenant) -> None:
         request = await self._receive(time.monotonic() + REQUEST_SECONDS, Kind.GET, Kind.PUT)
         ends_at = time.monotonic() + self._stream_seconds
-        serve = self._get if request.kind is Kind.GET else self._put
         try:
             async with asyncio.timeout(self._stream_seconds):
-                await serve(tenant, request.body, ends_at)
+                if request.kind is Kind.GET:
+                    store = self._own if request.code == frames.OWN else self._store
+                    await self._get(store, tenant, request.body, ends_at)
+                else:
+                    await self._put(tenant, request.body, ends_at)
         except TimeoutError as error:
             raise StreamTimeout(self._stream_seconds) from error
         except StoreError as error:
             # raised only where the client waits for a frame: the connection goes on
             await self._send([frames.pack_error(STATUS[type(error)], str(error))], ends_at)
 
-    async def _get(self, tenant: Tenant, body: memoryview, ends_at: float) -> None:
+    async def _get(self, store: Giving, tenant: Tenant, body: memoryview, ends_at: float) -> None:
         get = frames.read_get(body)
         layers, heads = _span("layers", *get.layers), _span("heads", *get.heads)
         names = [ChainHash(name) for name in get.chain_hashes]
-        async with self._store.get(tenant, names, layers, heads) as download:
+        async with store.get(tenant, names, layers, heads) as download:
             size = sum(answer.length for answer in download.answers)
             # the client refuses more than it asked for: it gets the answers alone
             layout = await download.layout(get.groups) if size <= get.max_bytes else []
@@ -191,14 +192,22 @@ class Session:
         while left:
             places = await upload.reserve(left)
             left = left[len(places) :]
-            await self._send([frames.pack_wanted([one is not None for one in places])], ends_at)
-            while places:
-                stride = _stride(places)
-                parts = [one for one in places[:stride] if one is not None]
-                if parts:
-                    await self._in_thread(self._wire.receive, parts, ends_at)
-                await upload.filled(stride)
-                places = places[stride:]
+            await self._in_thread(self._fill, places, _teller(upload), ends_at)
+
+    def _fill(
+        self,
+        places: list[memoryview | None],
+        filled: Callable[[int], object],
+        ends_at: float,
+    ) -> None:
+        """Asks for the blocks that have a place, and tells of every stride of them that is there.
+        In one go: between strides nothing waits for the event loop."""
+        self._wire.send([frames.pack_wanted([one is not None for one in places])], ends_at)
+        while places:
+            stride = _stride(places)
+            self._wire.receive([one for one in places[:stride] if one is not None], ends_at)
+            filled(stride)
+            places = places[stride:]
 
     async def _receive(self, ends_at: float, *due: Kind) -> Frame:
         frame = await self._in_thread(self._wire.receive_frame, ends_at)
@@ -231,6 +240,12 @@ class Session:
                     await asyncio.wait([running])
             running.exception()
             raise
+
+
+def _teller(upload: Uploading) -> Callable[[int], object]:
+    """What a thread calls to tell the upload, which belongs to this event loop, what is filled."""
+    loop = asyncio.get_running_loop()
+    return lambda count: loop.call_soon_threadsafe(upload.filled, count)
 
 
 def _found(download: Downloading, layout: Layout) -> bytes:

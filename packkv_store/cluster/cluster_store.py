@@ -1,22 +1,32 @@
 """A store that also has what other nodes have. To its callers it is one store."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from packkv_store.block import ChainHash, Span, TierName, block_key
+from packkv_store.block import ChainHash, Span, TierName, block_key, block_keys
 from packkv_store.cluster import PeerFailure, PeerMatch, Peers
 from packkv_store.cluster.borrowed import Borrowed, BorrowedLeases
+from packkv_store.cluster.coming import Coming
 from packkv_store.cluster.plan import Part, runs_from
 from packkv_store.cluster.puller import Puller
+from packkv_store.cluster.relay import Passing, Relay
+from packkv_store.cluster.replicas import CopiedUpload, Replicas
 from packkv_store.cluster.shared_profiles import SharedProfiles
+from packkv_store.errors import Interrupted, PayloadError
 from packkv_store.index import Index
-from packkv_store.store.answers import Listed, Located, Match, MissReason, StoreStats
+from packkv_store.store import Downloading, Uploading
+from packkv_store.store.answers import (
+    Changes,
+    Listed,
+    Located,
+    Match,
+    MissReason,
+    StoreStats,
+)
 from packkv_store.store.block_store import BlockStore
-from packkv_store.store.download import Download
-from packkv_store.store.upload import Upload
 from packkv_store.tenant import Tenant
 from packkv_store.tiers.ram import RamTier
 
@@ -30,6 +40,7 @@ class Run:
 
     lengths: list[int]
     tiers: list[TierName]
+    owners: list[str]
     miss: MissReason | None
     behind: list[Borrowed]
 
@@ -46,36 +57,57 @@ class ClusterStore:
     profiles: SharedProfiles
     # leases that are older than the last so many are not renewed at the other nodes
     borrowed: BorrowedLeases
+    # tenants that have called, by tag, in whose name other nodes can be asked later
+    callers: dict[bytes, Tenant]
+    # None: what is put here is copied nowhere
+    replicas: Replicas | None
 
     async def match(
         self, tenant: Tenant, hashes: Sequence[ChainHash], heads: Span, lease_seconds: float
     ) -> Match:
+        self.callers[tenant.tag] = tenant
         here = await self.inner.match(tenant, hashes, heads, lease_seconds)
         if here.miss is not MissReason.ABSENT:
             return here
-        run = Run(list(here.lengths), list(here.tiers), here.miss, [])
+        run = Run(list(here.lengths), list(here.tiers), [""] * len(here.lengths), here.miss, [])
         await self._extend(run, tenant, hashes, heads, lease_seconds)
         if len(run.lengths) == len(here.lengths):
             return replace(here, miss=run.miss)
         # one lease over all of it: blocks that are not here yet are held as soon as they come
         leases = self.inner.leases
-        keys = [block_key(tenant.tag, one) for one in hashes[: len(run.lengths)]]
+        keys = block_keys(tenant.tag, hashes[: len(run.lengths)])
         lease_id, granted = leases.grant(tenant.tag, keys, lease_seconds)
         self.borrowed.put(lease_id, run.behind)
         leases.release(tenant.tag, here.lease_id)
         miss = run.miss if len(run.lengths) < len(hashes) else None
-        return Match(run.lengths, run.tiers, lease_id, granted, miss)
+        return Match(run.lengths, run.tiers, lease_id, granted, miss, run.owners)
 
-    def put(self, tenant: Tenant) -> AbstractAsyncContextManager[Upload]:
-        return self.inner.put(tenant)
+    @asynccontextmanager
+    async def put(self, tenant: Tenant) -> AsyncIterator[Uploading]:
+        self.callers[tenant.tag] = tenant
+        async with self.inner.put(tenant) as upload:
+            copies = self.replicas
+            yield upload if copies is None else CopiedUpload(upload, tenant, copies)
 
     @asynccontextmanager
     async def get(
         self, tenant: Tenant, hashes: Sequence[ChainHash], layers: Span, heads: Span
-    ) -> AsyncIterator[Download]:
-        await self._pull_missing(tenant, hashes)
-        async with self.inner.get(tenant, hashes, layers, heads) as download:
-            yield download
+    ) -> AsyncIterator[Downloading]:
+        passing = await self._begin_pulling(tenant, hashes)
+        # so that what has come stays until it has been passed on
+        with self.inner.leases.holding(block_keys(tenant.tag, passing)):
+            async with self.inner.get(tenant, hashes, layers, heads) as download:
+                coming = {
+                    number: passing[chain_hash]
+                    for number, chain_hash in enumerate(hashes)
+                    if download.answers[number].miss is MissReason.ABSENT and chain_hash in passing
+                }
+                try:
+                    yield Relay(download, coming) if coming else download
+                except Interrupted:
+                    for chain_hash in passing:
+                        self.puller.doubt(tenant, chain_hash)
+                    raise
 
     async def locate(
         self,
@@ -115,6 +147,9 @@ class ClusterStore:
     async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
         return await self.inner.page(tenant, after, limit)
 
+    def watch(self, tenant: Tenant, snapshot: bool) -> AsyncGenerator[Changes, None]:
+        return self.inner.watch(tenant, snapshot)
+
     async def stats(self) -> StoreStats:
         return replace(await self.inner.stats(), index_up=self.index.is_up)
 
@@ -127,7 +162,7 @@ class ClusterStore:
         lease_seconds: float,
     ) -> None:
         start = len(run.lengths)
-        keys = [block_key(tenant.tag, one) for one in hashes[start:]]
+        keys = block_keys(tenant.tag, hashes[start:])
         located = await self.index.locate(keys)
         short: set[str] = set()
         for _ in range(ROUNDS):
@@ -158,6 +193,7 @@ class ClusterStore:
                 continue
             run.lengths += match.lengths
             run.tiers += match.tiers
+            run.owners += [address] * len(match.lengths)
             has_gap = len(match.lengths) < part.end - part.first
             if has_gap:
                 run.miss = match.miss
@@ -186,14 +222,30 @@ class ClusterStore:
             return address, nothing
 
     async def _pull_missing(self, tenant: Tenant, hashes: Sequence[ChainHash]) -> None:
+        missing = self._missing(tenant, hashes)
+        if missing:
+            await self.puller.pull(tenant, missing)
+
+    async def _begin_pulling(
+        self, tenant: Tenant, hashes: Sequence[ChainHash]
+    ) -> dict[ChainHash, Passing]:
+        """As `_pull_missing`, but for the blocks that can be passed on while they come."""
+        missing = self._missing(tenant, hashes)
+        if not missing:
+            return {}
+        coming = await self.puller.begin(tenant, missing)
+        opened = await asyncio.gather(*map(_opened, coming.values()))
+        passing = {one.coming.chain_hash: one for one in opened if one is not None}
+        await self.puller.settled(tenant, [one for one in missing if one not in passing])
+        return passing
+
+    def _missing(self, tenant: Tenant, hashes: Sequence[ChainHash]) -> list[ChainHash]:
         residents = self.inner.residents
-        missing = [
+        return [
             chain_hash
             for chain_hash in dict.fromkeys(hashes)
             if residents.find_held(block_key(tenant.tag, chain_hash)) is None
         ]
-        if missing:
-            await self.puller.pull(tenant, missing)
 
     def _tell(self, message: Coroutine[Any, Any, None]) -> None:
         async def tell() -> None:
@@ -201,3 +253,11 @@ class ClusterStore:
                 await message
 
         self.inner.residents.tasks.begin(tell())
+
+
+async def _opened(coming: Coming) -> Passing | None:
+    """None when it does not come, or is something else than the block."""
+    try:
+        return Passing(coming, *await coming.head())
+    except (Interrupted, PayloadError):
+        return None

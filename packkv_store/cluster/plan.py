@@ -27,7 +27,10 @@ def runs_from(
         best = Part("", first, first)
         for node in _nodes(located[first], without):
             end = first + 1
-            while end < len(located) and any(at.node == node for at in located[end]):
+            # neighbours mostly are where the one before them is, in one and the same tuple
+            while end < len(located) and (
+                located[end] is located[end - 1] or any(at.node == node for at in located[end])
+            ):
                 end += 1
             if end > best.end:
                 best = Part(node, first, end)

@@ -1,5 +1,6 @@
 """Profiles of all nodes: the first one published for a model is to be in force everywhere."""
 
+import asyncio
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from packkv_store.tenant import Tenant
 
 # An owner more would be asked in vain: when so many are gone, the profile is.
 MAX_OWNERS = 3
+# The node whose profile was the first has so long to store it; another one takes its place then.
+FIRST_SECONDS = 2.0
+ASK_AGAIN_SECONDS = 0.02
 
 
 def profile_key(tag: bytes, digest: bytes) -> BlockKey:
@@ -22,9 +26,9 @@ def profile_key(tag: bytes, digest: bytes) -> BlockKey:
 
 @dataclass(frozen=True, slots=True)
 class SharedProfiles:
-    """Looks for a profile on other nodes before one is taken as the first. Two workers that publish
-    at the same moment to two nodes may both be first; they then share no blocks, and lose nothing
-    else."""
+    """Looks for a profile on other nodes before one is taken as the first, and asks the index who
+    was the first when several nodes are given one at the same moment. Without the index both are in
+    force where they are: their workers then share no blocks, and lose nothing else."""
 
     store: Store
     profiles: Profiles
@@ -39,7 +43,17 @@ class SharedProfiles:
 
     async def put(self, tenant: Tenant, digest: bytes, profile: bytes) -> bytes:
         known = await self.get(tenant, digest)
-        return known if known is not None else await self._keep(tenant, digest, profile)
+        if known is not None:
+            return known
+        key = profile_key(tenant.tag, digest)
+        mine = self.node.encode()
+        first = await self.index.claim(key, mine)
+        while first not in (None, mine):
+            known = await self._of_first(tenant, digest, first.decode())
+            if known is not None:
+                return await self._keep(tenant, digest, known)
+            first = await self.index.claim(key, mine, instead_of=first)
+        return await self._keep(tenant, digest, profile)
 
     async def get(self, tenant: Tenant, digest: bytes) -> bytes | None:
         here = await self.store.get_profile(tenant, digest)
@@ -52,6 +66,19 @@ class SharedProfiles:
                 profile = address and await self.peers.get_profile(address, tenant, digest)
                 if profile:
                     return await self._keep(tenant, digest, profile)
+        return None
+
+    async def _of_first(self, tenant: Tenant, digest: bytes, node: str) -> bytes | None:
+        """The profile of the node that was the first, as soon as it is stored there; None when
+        that node is gone or has none."""
+        address = await self.index.meet(node)
+        with suppress(PeerFailure, TimeoutError):
+            async with asyncio.timeout(FIRST_SECONDS):
+                while address is not None:
+                    profile = await self.peers.get_profile(address, tenant, digest)
+                    if profile:
+                        return profile
+                    await asyncio.sleep(ASK_AGAIN_SECONDS)
         return None
 
     async def _keep(self, tenant: Tenant, digest: bytes, profile: bytes) -> bytes:

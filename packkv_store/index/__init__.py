@@ -13,6 +13,13 @@ class Location(NamedTuple):
     tier: TierName
 
 
+class Member(NamedTuple):
+    """Another node that lives: its identity, and where it serves as HOST:PORT."""
+
+    node: str
+    address: str
+
+
 class Index(Protocol):
     """The index as one node sees it, and as it tells of itself.
 
@@ -28,8 +35,12 @@ class Index(Protocol):
     async def start(self, address: str) -> None:
         """From here on others find this node, at HOST:PORT."""
 
-    async def stop(self) -> None:
-        """The node leaves: its locations are not given to anybody any more."""
+    async def leaving(self) -> None:
+        """The node is about to leave: it is found as before, and nothing is copied to it."""
+
+    async def stop(self, forget_seconds: float = 0.0) -> None:
+        """The node leaves: its locations are not given to anybody any more. One that does not come
+        back under its identity takes up to `forget_seconds` to remove them."""
 
     async def publish(self, keys: Sequence[BlockKey], location: Location) -> None:
         """The blocks are at `location` of this node now. Publishing twice is publishing once."""
@@ -46,3 +57,16 @@ class Index(Protocol):
 
     def address(self, node: str) -> str | None:
         """Where a node that `locate` named serves, as HOST:PORT; None once it is gone."""
+
+    async def meet(self, node: str) -> str | None:
+        """As `address`, of any node that lives."""
+
+    async def members(self) -> Sequence[Member]:
+        """The other nodes that live and are not about to leave, as of a few seconds ago."""
+
+    async def only_here(self, keys: Sequence[BlockKey]) -> list[bool]:
+        """Of each block of this node, whether no other node that stays is known to have it."""
+
+    async def claim(self, key: BlockKey, value: bytes, instead_of: bytes = b"") -> bytes | None:
+        """The value in force under a name, which is `value` if it had none, or had `instead_of`;
+        one and the same for all nodes that ask at one time. None: the index does not answer."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from packkv_store.block import BlockKey
-from packkv_store.index import Location
+from packkv_store.index import Location, Member
 
 
 class EmbeddedIndex:
@@ -11,6 +11,7 @@ class EmbeddedIndex:
 
     def __init__(self) -> None:
         self._locations: dict[BlockKey, tuple[Location, ...]] = {}
+        self._claims: dict[BlockKey, bytes] = {}
 
     @property
     def is_up(self) -> bool:
@@ -19,7 +20,10 @@ class EmbeddedIndex:
     async def start(self, address: str) -> None:
         """There is nobody to find this node."""
 
-    async def stop(self) -> None:
+    async def leaving(self) -> None:
+        """There is nobody to tell."""
+
+    async def stop(self, forget_seconds: float = 0.0) -> None:
         """There is nobody to leave."""
 
     async def publish(self, keys: Sequence[BlockKey], location: Location) -> None:
@@ -48,3 +52,17 @@ class EmbeddedIndex:
     def address(self, node: str) -> str | None:
         """A single node has no others to connect to."""
         return None
+
+    async def meet(self, node: str) -> str | None:
+        return None
+
+    async def members(self) -> Sequence[Member]:
+        return ()
+
+    async def only_here(self, keys: Sequence[BlockKey]) -> list[bool]:
+        return [True] * len(keys)
+
+    async def claim(self, key: BlockKey, value: bytes, instead_of: bytes = b"") -> bytes | None:
+        if self._claims.get(key) in (None, instead_of):
+            self._claims[key] = value
+        return self._claims[key]

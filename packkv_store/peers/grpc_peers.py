@@ -10,7 +10,8 @@ import grpc.aio
 
 from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_store.block import ChainHash, Span, TierName
-from packkv_store.cluster import PeerFailure, PeerMatch
+from packkv_store.cluster import Landed, PeerFailure, PeerMatch
+from packkv_store.peers.bulk_pull import BulkPull, Offer
 from packkv_store.peers.channels import Channels
 from packkv_store.peers.receipt import Receipt
 from packkv_store.store.answers import MissReason
@@ -20,6 +21,8 @@ SERVICE = pb.DESCRIPTOR.services_by_name["BlockStore"].full_name
 # What a caller waits for before an owner counts as dead, and for the next frame of one that sends.
 ANSWER_SECONDS = 1.0
 FRAME_SECONDS = 2.0
+# What another node may take to fetch what it is told to.
+TAKE_SECONDS = 30.0
 MISSES = {
     pb.MISS_REASON_CORRUPT: MissReason.CORRUPT,
     pb.MISS_REASON_HEADS: MissReason.HEADS,
@@ -36,8 +39,9 @@ GONE = (
 class GrpcPeers:
     """The other nodes as `packkv_store.cluster` wants them."""
 
-    def __init__(self, channels: Channels) -> None:
+    def __init__(self, channels: Channels, bulk: BulkPull | None) -> None:
         self._channels = channels
+        self._bulk = bulk
 
     async def match(
         self,
@@ -66,8 +70,18 @@ class GrpcPeers:
         tenant: Tenant,
         hashes: Sequence[ChainHash],
         places: Sequence[memoryview],
+        on_bytes: Landed,
     ) -> None:
-        receipt = Receipt(places)
+        if self._bulk is not None:
+
+            async def ask() -> Offer:
+                reply = await self._ask(address, tenant, "Paths", pb.PathsRequest(), pb.PathsReply)
+                return Offer(reply.bulk_port, reply.nonce)
+
+            token = tenant.credential
+            if await self._bulk.fetch(address, token, ask, hashes, places, on_bytes):
+                return
+        receipt = Receipt(places, on_bytes)
         request = pb.GetRequest(chain_hashes=hashes, here=True).SerializeToString()
         async with self._calling(address) as channel:
             method: Any = channel.unary_stream(f"/{SERVICE}/Get", None, None)
@@ -83,10 +97,25 @@ class GrpcPeers:
                 call.cancel()
         receipt.check_complete()
 
+    async def take(
+        self, address: str, tenant: Tenant, hashes: Sequence[ChainHash], node: str, *, spare: bool
+    ) -> list[bool]:
+        request = pb.TakeRequest(chain_hashes=hashes, node=node, spare=spare)
+        reply = await self._ask(address, tenant, "Take", request, pb.TakeReply, TAKE_SECONDS)
+        if len(reply.here) != len(hashes):
+            raise PeerFailure(f"{address}: {len(reply.here)} answers for {len(hashes)} blocks")
+        return list(reply.here)
+
     async def get_profile(self, address: str, tenant: Tenant, digest: bytes) -> bytes | None:
         request = pb.GetProfileRequest(model_digest=digest, here=True)
         reply = await self._ask(address, tenant, "GetProfile", request, pb.ProfileReply)
         return reply.profile or None
+
+    async def put_profile(
+        self, address: str, tenant: Tenant, digest: bytes, profile: bytes
+    ) -> None:
+        request = pb.PutProfileRequest(model_digest=digest, profile=profile)
+        await self._ask(address, tenant, "PutProfile", request, pb.ProfileReply, TAKE_SECONDS)
 
     async def renew(self, address: str, tenant: Tenant, lease_id: int, seconds: float) -> None:
         request = pb.RenewRequest(lease_id=lease_id, lease_ms=int(seconds * 1000))
@@ -98,13 +127,23 @@ class GrpcPeers:
 
     async def close(self) -> None:
         await self._channels.close()
+        if self._bulk is not None:
+            self._bulk.close()
 
-    async def _ask(self, address: str, tenant: Tenant, name: str, request: Any, reply: Any) -> Any:
+    async def _ask(
+        self,
+        address: str,
+        tenant: Tenant,
+        name: str,
+        request: Any,
+        reply: Any,
+        seconds: float = ANSWER_SECONDS,
+    ) -> Any:
         async with self._calling(address) as channel:
             method: Any = channel.unary_unary(
                 f"/{SERVICE}/{name}", type(request).SerializeToString, reply.FromString
             )
-            return await method(request, timeout=ANSWER_SECONDS, metadata=_credential(tenant))
+            return await method(request, timeout=seconds, metadata=_credential(tenant))
 
     @asynccontextmanager
     async def _calling(self, address: str) -> AsyncIterator[grpc.aio.Channel]:

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from google.protobuf.message import DecodeError
 
 from packkv_protos.v1 import block_store_pb2 as pb
-from packkv_store.cluster import PeerFailure
+from packkv_store.cluster import Landed, PeerFailure
 
 
 class Receipt:
     """Whole payloads on their way into `places`. The bytes of each must come in order, so that a
     gap or an overlap shows without a map of what has come."""
 
-    def __init__(self, places: Sequence[memoryview]) -> None:
+    def __init__(self, places: Sequence[memoryview], on_bytes: Landed) -> None:
         self._places = places
+        self._on_bytes = on_bytes
         self._filled = [0] * len(places)
 
     def add(self, message: bytes) -> None:
@@ -51,3 +52,4 @@ class Receipt:
             )
         self._places[block][offset:end] = data
         self._filled[block] = end
+        self._on_bytes(block, end)

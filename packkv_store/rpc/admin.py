@@ -1,23 +1,29 @@
 """The Admin service, for operators."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from packkv_protos.v1 import admin_pb2 as pb
+from packkv_store.cluster.drain import HandedOver
 from packkv_store.rpc import request as checked
 from packkv_store.rpc.status import Context, status_errors
 from packkv_store.store import Store
 from packkv_store.store.answers import StoreStats
 from packkv_store.tenant import Access
 
+# Takes the server out of service; 0: in its own time.
+Leave = Callable[[float], Awaitable[HandedOver]]
+
 
 class AdminService:
     """Serves packkv.v1.Admin. Every call needs an admin's token where tokens are in use."""
 
-    def __init__(self, store: Store, access: Access) -> None:
+    def __init__(self, store: Store, access: Access, drain: Leave) -> None:
         self._store = store
         self._access = access
+        self._drain = drain
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a server needs to serve it."""
@@ -25,6 +31,7 @@ class AdminService:
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Stats": unary(self.Stats, pb.StatsRequest.FromString, pb.StatsReply.SerializeToString),
             "Clear": unary(self.Clear, pb.ClearRequest.FromString, pb.ClearReply.SerializeToString),
+            "Drain": unary(self.Drain, pb.DrainRequest.FromString, pb.DrainReply.SerializeToString),
             "List": unary(self.List, pb.ListRequest.FromString, pb.ListReply.SerializeToString),
         }
         name = pb.DESCRIPTOR.services_by_name["Admin"].full_name
@@ -42,6 +49,12 @@ class AdminService:
             root = checked.digest("root_hash", request.root_hash) if request.root_hash else None
             blocks, size = await self._store.clear(root)
         return pb.ClearReply(blocks=blocks, bytes=size)
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainReply:
+        async with status_errors(context):
+            self._access.admin(checked.bearer_token(context))
+            done = await self._drain(request.timeout_ms / 1000)
+        return pb.DrainReply(handed_over=done.blocks, left=done.left)
 
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListReply:
         async with status_errors(context):

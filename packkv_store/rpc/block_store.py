@@ -1,20 +1,21 @@
 """The BlockStore service: each method turns a request into a domain call and back."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
 
 from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_store.block import ChainHash, TierName
+from packkv_store.cluster.own_store import OwnStore
 from packkv_store.errors import StreamTimeout
 from packkv_store.rpc import request as checked
 from packkv_store.rpc.frames import MISS, answer_frames, get_frames, read_put_frame
 from packkv_store.rpc.status import Context, status_errors
-from packkv_store.store import Giving, Store
+from packkv_store.store import Store, Uploading
 from packkv_store.store.answers import PutResult, PutStatus
 from packkv_store.tenant import Access, Tenant
 
@@ -34,7 +35,7 @@ class BlockStoreService:
     def __init__(
         self,
         store: Store,
-        own: Giving,
+        own: OwnStore,
         access: Access,
         stream_seconds: float,
         paths: pb.PathsReply,
@@ -64,6 +65,10 @@ class BlockStoreService:
             "GetProfile": unary(
                 self.GetProfile, pb.GetProfileRequest.FromString, pb.ProfileReply.SerializeToString
             ),
+            "Take": unary(self.Take, pb.TakeRequest.FromString, pb.TakeReply.SerializeToString),
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                self.Watch, pb.WatchRequest.FromString, pb.WatchFrame.SerializeToString
+            ),
             "Paths": unary(self.Paths, pb.PathsRequest.FromString, pb.PathsReply.SerializeToString),
         }
         name = pb.DESCRIPTOR.services_by_name["BlockStore"].full_name
@@ -78,12 +83,15 @@ class BlockStoreService:
                 checked.span("heads", request.heads),
                 request.lease_ms / 1000,
             )
+        owners = _numbered(found.owners) if request.owners else _numbered(())
         return pb.MatchReply(
+            owners=owners.names,
+            owner=owners.numbers,
             blocks=len(found.lengths),
             lease_id=found.lease_id,
             lease_ms=int(found.lease_seconds * 1000),
             lengths=found.lengths,
-            tiers=[TIER[tier] for tier in found.tiers],
+            tiers=map(TIER.__getitem__, found.tiers),
             miss=MISS[found.miss],
         )
 
@@ -93,14 +101,9 @@ class BlockStoreService:
             self._limited(),
             self._store.put(self._tenant(context)) as upload,
         ):
+            lacking = 0
             async for message in messages:
-                frame = read_put_frame(message)
-                if isinstance(frame, pb.BlockStart):
-                    name = checked.digest("chain_hash", frame.chain_hash)
-                    await upload.start(ChainHash(name), frame.length)
-                else:
-                    checked.frame_size(len(frame))
-                    await upload.data(frame)
+                lacking = await _take(upload, *read_put_frame(message), lacking)
             return pb.PutReply(results=[_put_result(one) for one in await upload.finish()])
 
     async def Get(self, request: pb.GetRequest, context: Context) -> None:
@@ -146,6 +149,32 @@ class BlockStoreService:
             profile = await store.get_profile(self._tenant(context), digest)
         return pb.ProfileReply(profile=profile or b"")
 
+    async def Take(self, request: pb.TakeRequest, context: Context) -> pb.TakeReply:
+        async with status_errors(context):
+            hashes = checked.chain_hashes(request.chain_hashes)
+            tenant = self._tenant(context)
+            here = await self._own.take(tenant, hashes, request.node, request.spare)
+        return pb.TakeReply(here=here)
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> None:
+        async with (
+            status_errors(context),
+            aclosing(self._store.watch(self._tenant(context), request.snapshot)) as changes,
+        ):
+            sequence = 0
+            async for change in changes:
+                sequence += 1
+                frame = pb.WatchFrame(
+                    sequence=sequence,
+                    reset=change.reset,
+                    current=change.current,
+                    stored=change.stored,
+                    removed=change.removed,
+                )
+                # the next change may be hours away; one that is not taken must not be
+                async with self._limited():
+                    await context.write(frame)
+
     async def Paths(self, request: pb.PathsRequest, context: Context) -> pb.PathsReply:
         async with status_errors(context):
             self._tenant(context)
@@ -162,6 +191,35 @@ class BlockStoreService:
                 yield
         except TimeoutError as error:
             raise StreamTimeout(self._stream_seconds) from error
+
+
+class _Owners(NamedTuple):
+    names: Sequence[str]
+    numbers: Sequence[int]
+
+
+def _numbered(owners: Sequence[str]) -> _Owners:
+    """Each address once, and its number for each block; no block when all are here."""
+    names = [name for name in dict.fromkeys(owners) if name]
+    number = {"": 0} | {name: place for place, name in enumerate(names, 1)}
+    return _Owners(names, [number[name] for name in owners] if names else ())
+
+
+async def _take(
+    upload: Uploading, starts: Sequence[pb.BlockStart], data: memoryview, lacking: int
+) -> int:
+    """Takes a frame in; `lacking` bytes of the last block, and so many afterwards, are due."""
+    checked.frame_size(len(data))
+    for start in starts:
+        if lacking and data:
+            await upload.data(data[:lacking])
+            data = data[lacking:]
+        name = checked.digest("chain_hash", start.chain_hash)
+        await upload.start(ChainHash(name), start.length)
+        lacking = start.length
+    if data:
+        await upload.data(data)
+    return lacking - len(data)
 
 
 def _put_result(result: PutResult) -> pb.PutResult:

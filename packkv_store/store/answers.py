@@ -1,5 +1,6 @@
 """What the store answers, in its own types: no protobuf in here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
@@ -26,13 +27,18 @@ class PutStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The longest run of present blocks, and why it ended (None: everything matched)."""
+    """The longest run of present blocks, and why it ended (None: everything matched).
+
+    `owners` are the addresses of the nodes that have each of them, "" for this one; none: this one
+    has all.
+    """
 
     lengths: list[int]
     tiers: list[TierName]
     lease_id: int
     lease_seconds: float
     miss: MissReason | None
+    owners: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,20 @@ class Listed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """What a watcher is told next; no block is in both lists.
+
+    With `reset` nothing that was told before counts any more. With `current` all that led to the
+    present state has been told.
+    """
+
+    stored: Sequence[ChainHash] = ()
+    removed: Sequence[ChainHash] = ()
+    reset: bool = False
+    current: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TierStats:
     """How full a tier is."""
 
@@ -107,6 +127,9 @@ class Tally:
     recovered: int = 0
     pulled: int = 0
     pull_failures: int = 0
+    replicas: int = 0
+    replicas_dropped: int = 0
+    watch_resets: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +143,7 @@ class StoreStats:
     leases: int
     blocks: int
     tally: Tally
+    watchers: int
     # whether the index that this node shares with others answers; one of its own always does
     index_up: bool = True
     # filled by the metrics layer: counters since the start, by their Prometheus name

@@ -1,7 +1,7 @@
 """The store of one node: its parts, and what each call makes of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -9,12 +9,14 @@ from operator import attrgetter
 
 import numpy as np
 
-from packkv_store.block import BlockKey, ChainHash, Span, block_key, chain_hash_of
+from packkv_store.block import BlockKey, ChainHash, Span, block_keys, chain_hash_of
 from packkv_store.clock import Clock
+from packkv_store.events import MAX_BATCH
 from packkv_store.lease import LeaseTable
 from packkv_store.profiles import Profiles
 from packkv_store.store.answers import (
     BlockAnswer,
+    Changes,
     Listed,
     Located,
     Match,
@@ -27,11 +29,14 @@ from packkv_store.store.download import Download, open_sources
 from packkv_store.store.layout import Extents, Part, lay_out
 from packkv_store.store.promotion import Promotion
 from packkv_store.store.residents import Residents
+from packkv_store.store.shelf import KEY
 from packkv_store.store.threads import Run
 from packkv_store.store.upload import Upload
 from packkv_store.tenant import Tenant
 from packkv_store.tiers.extents import Extent
 from packkv_store.tiers.ram import RamTier
+
+LENGTH: Callable[[Block], int] = attrgetter("length")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +60,13 @@ class BlockStore:
     async def match(
         self, tenant: Tenant, hashes: Sequence[ChainHash], heads: Span, lease_seconds: float
     ) -> Match:
-        keys = [block_key(tenant.tag, chain_hash) for chain_hash in hashes]
+        keys = block_keys(tenant.tag, hashes)
         blocks, miss = self._run_of(keys, heads)
-        matched = [block.key for block in blocks]
+        matched = list(map(KEY, blocks))
         lease_id, granted = self.leases.grant(tenant.tag, matched, lease_seconds)
-        self._used(blocks, keys)
-        if miss is None and len(blocks) < len(keys):
-            miss = MissReason.ABSENT
-        return Match(
-            [block.length for block in blocks],
-            [self.residents.where(block) for block in blocks],
-            lease_id,
-            granted,
-            miss,
-        )
+        self._used_run(blocks, keys)
+        tiers = self.residents.fastest(tenant.tag, blocks)
+        return Match(list(map(LENGTH, blocks)), tiers, lease_id, granted, miss)
 
     def put(self, tenant: Tenant) -> AbstractAsyncContextManager[Upload]:
         return self._taking(tenant, self.sync)
@@ -98,12 +96,12 @@ class BlockStore:
     async def get(
         self, tenant: Tenant, hashes: Sequence[ChainHash], layers: Span, heads: Span
     ) -> AsyncIterator[Download]:
-        keys = [block_key(tenant.tag, chain_hash) for chain_hash in hashes]
+        keys = block_keys(tenant.tag, hashes)
         found = [self.residents.find_held(key) for key in keys]
         wanted = [b if b is not None and b.covers_heads(heads) else None for b in found]
         blocks = [block for block in wanted if block is not None]
         with self.leases.holding([block.key for block in blocks]):
-            self._used(blocks, [])
+            self._used(blocks)
             await self.promotion.promote(blocks)
             sources = await open_sources(wanted, self.residents, self.run)
             answers = [_answer(was, now) for was, now in zip(found, wanted, strict=True)]
@@ -118,14 +116,14 @@ class BlockStore:
         heads: Span,
         lease_seconds: float,
     ) -> Located:
-        keys = [block_key(tenant.tag, chain_hash) for chain_hash in hashes]
+        keys = block_keys(tenant.tag, hashes)
         found = [self.residents.find_held(key) for key in keys]
         wanted = [b if b is not None and b.covers_heads(heads) else None for b in found]
         blocks = [block for block in wanted if block is not None]
         held = [block.key for block in blocks]
         lease_id, granted = self.leases.grant(tenant.tag, held, lease_seconds)
         try:
-            self._used(blocks, [])
+            self._used(blocks)
             shelf = self.residents.ram_of(tenant.tag)
             # what no lease holds may be overwritten while it is read
             await self.promotion.promote(blocks if lease_id else [])
@@ -182,6 +180,25 @@ class BlockStore:
             for block in blocks
         ]
 
+    async def watch(self, tenant: Tenant, snapshot: bool) -> AsyncGenerator[Changes, None]:
+        with self.residents.events.watching(tenant.tag) as watcher:
+            while True:
+                watcher.begin()
+                yield Changes(reset=True)
+                if snapshot:
+                    table = self.residents.table.all()
+                    names = await self.run(_names_of, table, tenant.tag)
+                    # what changes meanwhile is told afterwards, and may repeat what is told here
+                    for first in range(0, len(names), MAX_BATCH):
+                        yield Changes(stored=names[first : first + MAX_BATCH])
+                yield Changes(current=True)
+                while (news := await watcher.news()) is not None:
+                    yield Changes(
+                        list(map(chain_hash_of, news.stored)),
+                        list(map(chain_hash_of, news.removed)),
+                    )
+                self.residents.tally.watch_resets += 1
+
     async def stats(self) -> StoreStats:
         return StoreStats(
             self.node,
@@ -191,6 +208,7 @@ class BlockStore:
             len(self.leases),
             len(self.residents.table),
             self.residents.tally,
+            len(self.residents.events),
         )
 
     async def keep_house(self, every_seconds: float) -> None:
@@ -203,24 +221,23 @@ class BlockStore:
     def _run_of(
         self, keys: Sequence[BlockKey], heads: Span
     ) -> tuple[list[Block], MissReason | None]:
-        blocks: list[Block] = []
-        for key in keys:
-            block = self.residents.find(key)
-            if block is None:
-                return blocks, None
-            if not block.covers_heads(heads):
-                return blocks, MissReason.HEADS
-            blocks.append(block)
-        return blocks, None
+        blocks = self.residents.find_run(keys)
+        if heads.count:
+            for place, block in enumerate(blocks):
+                if not block.covers_heads(heads):
+                    return blocks[:place], MissReason.HEADS
+        return blocks, MissReason.ABSENT if len(blocks) < len(keys) else None
 
-    def _used(self, blocks: Sequence[Block], chain: Sequence[BlockKey]) -> None:
-        now = self.clock.monotonic()
-        for before, block in zip([None, *blocks], blocks, strict=False):
-            if chain and before is not None:
-                block.parent = before.key
-            self.residents.table.use(block, now)
+    def _used_run(self, blocks: Sequence[Block], chain: Sequence[BlockKey]) -> None:
+        table = self.residents.table
+        table.use_run(blocks, self.clock.monotonic())
         if blocks and len(blocks) < len(chain):
-            self.residents.table.expect(chain[len(blocks)], blocks[-1].key)
+            table.expect(chain[len(blocks)], blocks[-1].key)
+
+    def _used(self, blocks: Sequence[Block]) -> None:
+        now = self.clock.monotonic()
+        for block in blocks:
+            self.residents.table.use(block, now)
 
     async def _extents(
         self,
@@ -247,6 +264,15 @@ def _first_of(blocks: Sequence[Block], tag: bytes, after: bytes, limit: int) -> 
         if block.key > low and block.key.startswith(tag) and not block.leaving
     )
     return nsmallest(limit, behind, key=attrgetter("key"))
+
+
+def _names_of(blocks: Sequence[Block], tag: bytes) -> list[ChainHash]:
+    """Of all blocks of a tenant, oldest first, without those that are leaving."""
+    return [
+        chain_hash_of(block.key)
+        for block in blocks
+        if block.key.startswith(tag) and not block.leaving
+    ]
 
 
 def _answer(found: Block | None, wanted: Block | None) -> BlockAnswer:

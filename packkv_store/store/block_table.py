@@ -1,7 +1,9 @@
 """The blocks of this node and, where calls have shown it, which block follows which."""
 
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from packkv_store.block import BlockKey, PayloadHead, Span, covers
 
@@ -59,6 +61,11 @@ class BlockTable:
     def get(self, key: BlockKey) -> Block | None:
         return self._blocks.get(key)
 
+    def get_run(self, keys: Iterable[BlockKey]) -> list[Block]:
+        """The blocks from the front up to the first that is not here."""
+        # thousands a Match: the loop is C's, as `iter` ends at the first None
+        return list(iter(map(self._blocks.get, keys).__next__, None))
+
     def add(self, block: Block, before: BlockKey | None = None) -> None:
         """`before` is the block that came before it on its stream, if any."""
         block.parent = self._expected.pop(block.key, None)
@@ -95,6 +102,15 @@ class BlockTable:
         self._expected[child] = parent
         if len(self._expected) > MAX_EXPECTED:
             self._expected.popitem(last=False)
+
+    def use_run(self, blocks: Sequence[Block], at: float) -> None:
+        """As `use`, for blocks of which each follows the one before it."""
+        if blocks:
+            self.use(blocks[0], at)
+        for before, block in pairwise(blocks):
+            block.parent = before.key
+            if block.used_at < at:
+                block.used_at = at
 
     def use(self, block: Block, at: float) -> None:
         """The block was used, and so was all before it: a tail must not outlive its head."""

@@ -75,7 +75,7 @@ class Promotion:
         with self._leases.holding([block.key]):
             shelf = self._residents.ram_of(block.key)
             try:
-                extent = await shelf.reserve(block.length)
+                extent = await shelf.reserve(block.key, block.length)
             except NoRoom:
                 return
             into = shelf.tier.view(extent, block.length)

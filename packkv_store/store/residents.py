@@ -3,18 +3,21 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import takewhile
 
 from packkv_store.block import TAG_BYTES, BlockKey, PayloadHead, TierName, chain_hash_of
 from packkv_store.clock import Clock
 from packkv_store.errors import NoRoom, Quarantined, TierFailure
+from packkv_store.events import Events
+from packkv_store.eviction import FairOrder
 from packkv_store.index import Index, Location
 from packkv_store.lease import LeaseTable
 from packkv_store.store.answers import PutStatus, Tally, TierStats
 from packkv_store.store.block_table import Block, BlockTable
 from packkv_store.store.shelf import Shelf, TierT
 from packkv_store.store.threads import Run, Tasks, inline
-from packkv_store.tiers.disk import DiskTier
-from packkv_store.tiers.extents import Extent
+from packkv_store.tiers.disk import DiskTier, disk_weight
+from packkv_store.tiers.extents import Extent, extent_size
 from packkv_store.tiers.ram import RamTier
 
 log = logging.getLogger(__name__)
@@ -24,8 +27,9 @@ WRITE_TRIES = 4
 
 
 class Residents:
-    """Blocks in RAM and, if there is a disk tier, on disk. Every block is written through to
-    disk, so that leaving RAM costs nothing and a crash loses nothing that was answered."""
+    """Blocks in RAM and, if there is a disk tier, on disk. Every block of a tenant with a share of
+    the disk is written through, so that leaving RAM costs nothing and a crash loses nothing that
+    was answered."""
 
     def __init__(
         self,
@@ -37,9 +41,11 @@ class Residents:
         clock: Clock,
         run: Run,
         ttl_seconds: float,
+        disk_shares: Mapping[bytes, float],
     ) -> None:
         self.tally = Tally()
         self.tasks = Tasks()
+        self.events = Events()
         self.table = BlockTable()
         self._disk_tier = disk
         self._leases = leases
@@ -48,17 +54,29 @@ class Residents:
         self._ttl = ttl_seconds
         self._leaving: dict[BlockKey, Block] = {}
 
-        def shelf(tier: TierT, run: Run) -> Shelf[TierT]:
-            at = Location(node, tier.name)
-            return Shelf(tier, at, index, leases, run, self.tasks, self.tally, self._left_shelf)
+        def shelf(tier: TierT, run: Run, order: FairOrder) -> Shelf[TierT]:
+            at, left = Location(node, tier.name), self._left_shelf
+            return Shelf(tier, at, index, leases, run, self.tasks, self.tally, left, order)
 
-        self._ram = {tag: shelf(arena, inline) for tag, arena in arenas.items()}
-        self.disk = None if disk is None else shelf(disk, run)
+        self._ram = {
+            tag: shelf(arena, inline, FairOrder({tag: 1.0}, extent_size))
+            for tag, arena in arenas.items()
+        }
+        # who has no share of the disk has his blocks in RAM alone
+        self._on_disk = {tag for tag, share in disk_shares.items() if share}
+        order = FairOrder(disk_shares, disk_weight)
+        self.disk = None if disk is None else shelf(disk, run, order)
 
     def ram_of(self, key: bytes) -> Shelf[RamTier]:
         """The RAM of the tenant that a block, or a tag, belongs to. Only a tenant of this server
         has one; a disk can hold blocks of tenants that were there before."""
         return self._ram[key[:TAG_BYTES]]
+
+    def lasting(self, tag: bytes) -> Shelf[RamTier] | Shelf[DiskTier]:
+        """The tier that a tenant's blocks leave last."""
+        if self.disk is not None and tag in self._on_disk:
+            return self.disk
+        return self.ram_of(tag)
 
     def in_ram(self, block: Block) -> bool:
         shelf = self._ram.get(block.key[:TAG_BYTES])
@@ -86,20 +104,31 @@ class Residents:
     def find(self, key: BlockKey) -> Block | None:
         """The block, if a new caller may have it."""
         block = self.table.get(key)
-        if block is None or block.leaving or self._is_expired(block):
-            return None
-        return block
+        return block if block is not None and self._is_open(block) else None
+
+    def find_run(self, keys: Iterable[BlockKey]) -> list[Block]:
+        """As `find`, for the blocks from the front up to the first that is not there."""
+        blocks = self.table.get_run(keys)
+        if self._leaving or self._ttl > 0:
+            # rare, or set so: every block has to be looked at
+            return list(takewhile(self._is_open, blocks))
+        return blocks
 
     def find_held(self, key: BlockKey) -> Block | None:
         """As `find`; a block that is cleared or expired but still leased is found as well."""
         block = self.table.get(key)
         if block is None or block.corrupt:
             return None
-        return block if self._leases.holds(key) else self.find(key)
+        return block if self._is_open(block) or self._leases.holds(key) else None
 
-    def where(self, block: Block) -> TierName:
-        """The fastest tier that has the block."""
-        return TierName.RAM if self.in_ram(block) else TierName.DISK
+    def fastest(self, tag: bytes, blocks: Sequence[Block]) -> list[TierName]:
+        """The fastest tier that has each of a tenant's blocks."""
+        shelf = self._ram.get(tag)
+        if shelf is None:
+            return [TierName.DISK] * len(blocks)
+        if shelf.has_all(blocks):
+            return [TierName.RAM] * len(blocks)
+        return [TierName.RAM if block in shelf else TierName.DISK for block in blocks]
 
     def tiers(self, block: Block) -> list[TierName]:
         """Where the block is, fastest first; nowhere once it has left."""
@@ -138,6 +167,7 @@ class Residents:
         block.head = head
         self.table.add(block, before)
         self.table.use(block, used_at)
+        self.events.stored(key)
         await self._publish(block, extent, on_disk)
         return PutStatus.STORED
 
@@ -162,6 +192,7 @@ class Residents:
 
     async def retire(self, blocks: Sequence[Block]) -> None:
         """Hides blocks at once; their bytes go as soon as nobody holds them."""
+        self.events.removed(block.key for block in blocks if not block.leaving)
         for block in blocks:
             block.leaving = True
             self._leaving[block.key] = block
@@ -227,13 +258,13 @@ class Residents:
         await self.ram_of(block.key).add(block, in_ram)
 
     async def _write_through(self, key: BlockKey, extent: Extent, length: int) -> Extent | None:
-        if self.disk is None:
+        if self.disk is None or key[:TAG_BYTES] not in self._on_disk:
             return None
         payload = self.ram_of(key).tier.view(extent, length)
         refused: list[Extent] = []
         try:
             while True:
-                on_disk = await self.disk.reserve(length)
+                on_disk = await self.disk.reserve(key, length)
                 try:
                     await self._run(self.disk.tier.write, key, on_disk, payload, self._clock.wall())
                 except TierFailure:
@@ -258,9 +289,14 @@ class Residents:
         if known.leaving:
             known.leaving = False
             self._leaving.pop(known.key, None)
+            self.events.stored(known.key)
             for shelf, _ in self._by_shelf([known]):
                 await shelf.show(known)
         return PutStatus.ALREADY_PRESENT
+
+    def _is_open(self, block: Block) -> bool:
+        """Whether a new caller may have it."""
+        return not (block.leaving or self._is_expired(block))
 
     def _is_expired(self, block: Block) -> bool:
         return self._ttl > 0 and block.stored_at + self._ttl < self._clock.wall()
@@ -271,3 +307,5 @@ class Residents:
         if not self.in_ram(block) and (self.disk is None or block not in self.disk):
             self.table.remove(block)
             self._leaving.pop(block.key, None)
+            if not block.leaving:
+                self.events.removed([block.key])

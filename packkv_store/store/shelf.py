@@ -4,11 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from operator import attrgetter
 from typing import Generic, TypeVar
 
-from packkv_store.block import BlockKey
+from packkv_store.block import TAG_BYTES, BlockKey
 from packkv_store.errors import NoRoom, TierFailure
-from packkv_store.eviction import EvictionOrder
+from packkv_store.eviction import FairOrder
 from packkv_store.index import Index, Location
 from packkv_store.lease import LeaseTable
 from packkv_store.store.answers import Tally
@@ -20,6 +21,7 @@ from packkv_store.tiers.extents import Extent
 log = logging.getLogger(__name__)
 
 TierT = TypeVar("TierT", bound=Tier)
+KEY: Callable[[Block], BlockKey] = attrgetter("key")
 
 # Eviction starts at the high watermark and goes on to the low one, so that it comes in batches.
 HIGH_WATERMARK = 0.97
@@ -29,7 +31,10 @@ EVICTED_AT_ONCE = 256 << 20
 
 
 class Shelf(Generic[TierT]):
-    """Blocks of one tier, in RAM those of one tenant. Held ones (leased, or being sent) stay."""
+    """Blocks of one tier, in RAM those of one tenant. Held ones (leased, or being sent) stay.
+
+    `order` says who makes room for whom; it is this shelf's alone, and holds the same blocks.
+    """
 
     def __init__(
         self,
@@ -41,6 +46,7 @@ class Shelf(Generic[TierT]):
         tasks: Tasks,
         tally: Tally,
         on_drop: Callable[[Block], None],
+        order: FairOrder,
     ) -> None:
         self.tier = tier
         self.location = location
@@ -51,7 +57,7 @@ class Shelf(Generic[TierT]):
         self._run = run
         self._on_drop = on_drop
         self._blocks: dict[BlockKey, tuple[Block, Extent]] = {}
-        self._order = EvictionOrder()
+        self._order = order
         self._making_room = asyncio.Lock()
 
     def __len__(self) -> int:
@@ -59,6 +65,10 @@ class Shelf(Generic[TierT]):
 
     def __contains__(self, block: Block) -> bool:
         return self._blocks.get(block.key, (None,))[0] is block
+
+    def has_all(self, blocks: Iterable[Block]) -> bool:
+        """Whether all of these, which are in the table, are here. A key stands for one block."""
+        return all(map(self._blocks.__contains__, map(KEY, blocks)))
 
     def blocks(self) -> list[Block]:
         return [block for block, _ in self._blocks.values()]
@@ -72,16 +82,17 @@ class Shelf(Generic[TierT]):
         known, extent = self._blocks.get(block.key, (None, None))
         return extent if known is block else None
 
-    async def reserve(self, length: int) -> Extent:
-        """Room for `length` bytes, after evicting others if need be. Raises NoRoom."""
+    async def reserve(self, key: BlockKey, length: int) -> Extent:
+        """Room for the `length` bytes of a block, after evicting others if need be.
+        Raises NoRoom."""
         capacity = self.tier.capacity_bytes
         async with self._making_room:
             if self.tier.used_bytes + length > HIGH_WATERMARK * capacity:
                 surplus = self.tier.used_bytes + length - int(LOW_WATERMARK * capacity)
-                await self._evict(min(surplus, max(length, EVICTED_AT_ONCE)))
+                await self._evict(min(surplus, max(length, EVICTED_AT_ONCE)), key, length)
             while (extent := self.tier.reserve(length)) is None:
                 # enough bytes may be free and yet no hole be large enough
-                if not await self._evict(1):
+                if not await self._evict(1, key, length):
                     raise NoRoom(self.tier.name, length, capacity)
             return extent
 
@@ -118,11 +129,17 @@ class Shelf(Generic[TierT]):
         for extent in await self._run(_erased, self.tier, extents):
             self.tier.free(extent)
 
-    async def _evict(self, wanted: int) -> int:
+    async def _evict(self, wanted: int, for_key: BlockKey, length: int) -> int:
+        """Makes `wanted` bytes free, or what there is, for a block of `length`; answers how many
+        blocks went."""
         victims: list[Block] = []
-        with closing(self._order.victims(self._leases.holds)) as order:
-            for key in order:
-                block, extent = self._blocks[key]
+        # all but the bytes between the watermarks is shared out: those are never all in use
+        shared = int(LOW_WATERMARK * self.tier.capacity_bytes)
+        with closing(
+            self._order.victims(self._leases.holds, for_key[:TAG_BYTES], length, shared)
+        ) as order:
+            for victim in order:
+                block, extent = self._blocks[victim.key]
                 victims.append(block)
                 wanted -= extent.size
                 if wanted <= 0:
@@ -144,7 +161,7 @@ class Shelf(Generic[TierT]):
 
     def _forget(self, block: Block) -> Extent:
         _, extent = self._blocks.pop(block.key)
-        self._order.discard(block.key)
+        self._order.discard(block)
         self._on_drop(block)
         return extent
 

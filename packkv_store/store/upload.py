@@ -29,8 +29,14 @@ from packkv_store.tiers.ram import RamTier
 
 # What `start` and `data` may have completed and not begun to commit, unless it is one block.
 COMPLETE_BYTES = 16 << 20
+# Blocks that come one by one are committed some at a time, as every hand-over to a thread and back
+# takes a tenth of a millisecond: so many bytes of them, or what has come within so many seconds.
+BATCH_BYTES = 4 << 20
+BATCH_SECONDS = 0.005
 # Blocks of one stream that are written to disk at one time.
 MAX_WRITES = 4
+# After so many blocks, a millisecond, other calls have a turn.
+TURN_BLOCKS = 64
 # What one stream may have reserved in the arena and not yet committed, unless one block is larger;
 # of a small arena it is a quarter.
 WINDOW_BYTES = 128 << 20
@@ -70,8 +76,10 @@ class Upload:
     _before: BlockKey | None = None
     _count: int = 0
     _complete: list[Arriving] = field(default_factory=list)
+    _complete_bytes: int = 0
     _results: list[PutResult] = field(default_factory=list)
     _committing: "asyncio.Task[None] | None" = None
+    _timer: asyncio.TimerHandle | None = None
     _taken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self, chain_hash: ChainHash, length: int) -> None:
@@ -132,7 +140,7 @@ class Upload:
             room -= length if arriving.extent is not None else 0
         return [self._view(arriving) for arriving in self._placed]
 
-    async def filled(self, count: int) -> None:
+    def filled(self, count: int) -> None:
         """The first `count` places that have not been filled yet hold their bytes now."""
         done, self._placed = self._placed[:count], self._placed[count:]
         self._commit(done)
@@ -153,6 +161,7 @@ class Upload:
                 self.ram.free(arriving.extent)
         self._arriving = None
         self._placed = []
+        self._begin()
 
     def _next(self, chain_hash: ChainHash, length: int) -> Arriving:
         if length > self.max_block_bytes:
@@ -171,43 +180,71 @@ class Upload:
 
     async def _make_place(self, arriving: Arriving) -> None:
         """An extent, or an answer why none is needed. Raises NoRoom."""
+        if self._count % TURN_BLOCKS == 0:
+            await asyncio.sleep(0)
         if self.residents.find(arriving.key) is not None:
             arriving.answer = _answer(arriving, PutStatus.ALREADY_PRESENT)
         elif arriving.length < HEADER.size:
             reason = f"length is {arriving.length}, a header alone is {HEADER.size} bytes"
             arriving.answer = _answer(arriving, PutStatus.REJECTED, reason)
         else:
-            arriving.extent = await self.residents.ram_of(arriving.key).reserve(arriving.length)
+            shelf = self.residents.ram_of(arriving.key)
+            arriving.extent = await shelf.reserve(arriving.key, arriving.length)
 
     async def _complete_one(self, arriving: Arriving) -> None:
         self._arriving = None
         self._commit([arriving])
-        while sum(one.length for one in self._complete) >= COMPLETE_BYTES:
+        while self._complete_bytes >= COMPLETE_BYTES:
             self._taken.clear()
             await self._taken.wait()
 
     def _commit(self, done: list[Arriving]) -> None:
-        """Begins to commit complete blocks, after those before them."""
+        """The blocks are complete: they are committed soon, after those before them."""
         self._complete += done
-        if self._committing is None or self._committing.done():
+        self._complete_bytes += sum(one.length for one in done)
+        if self._complete_bytes >= BATCH_BYTES:
+            self._begin()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(BATCH_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        """Commits what is complete, unless that is going on."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._complete and (self._committing is None or self._committing.done()):
             self._committing = self.residents.tasks.begin(self._commit_all())
 
     async def _settle(self) -> None:
+        self._begin()
         # shielded: a stream that is cancelled now must not stop what has been finished
-        if self._committing is not None:
+        while self._committing is not None and not self._committing.done():
             await asyncio.shield(self._committing)
+            self._begin()
 
     async def _commit_all(self) -> None:
         # what has arrived while some are committed goes together: the busier, the fewer steps
         while self._complete:
-            done, self._complete = self._complete, []
+            done, self._complete, self._complete_bytes = self._complete, [], 0
             self._taken.set()
             checks = [(v, one.chain_hash) for one in done if (v := self._view(one)) is not None]
             heads = iter(await self.run(_verified, checks) if checks else ())
             ready = [(one, None if one.extent is None else next(heads)) for one in done]
-            for first in range(0, len(ready), MAX_WRITES):
-                some = ready[first : first + MAX_WRITES]
-                self._results += await asyncio.gather(*(self._admit(*one) for one in some))
+            await self._admit_all(ready)
+            if self._timer is not None:
+                # the stream goes on, and too little has come to be worth a step of its own
+                return
+
+    async def _admit_all(
+        self, ready: Sequence[tuple[Arriving, PayloadHead | PayloadError | None]]
+    ) -> None:
+        # without a disk there is nothing to wait for
+        at_once = 1 if self.residents.disk is None else MAX_WRITES
+        for first in range(0, len(ready), at_once):
+            some = [self._admit(*one) for one in ready[first : first + at_once]]
+            self._results += [await some[0]] if len(some) == 1 else await asyncio.gather(*some)
+            if first % TURN_BLOCKS == 0:
+                await asyncio.sleep(0)
 
     async def _admit(self, arrived: Arriving, head: PayloadHead | PayloadError | None) -> PutResult:
         extent = arrived.extent

@@ -31,6 +31,11 @@ MEAN_BLOCK_BYTES = 16 << 10
 HEAD_READ_BYTES = 16 << 10
 
 
+def disk_weight(length: int) -> int:
+    """Bytes of the tier that a block takes; a small one takes a row that others could have had."""
+    return max(extent_size(length), MEAN_BLOCK_BYTES)
+
+
 class Kept(NamedTuple):
     """A block that was found on disk at the start."""
 

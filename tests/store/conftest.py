@@ -23,7 +23,7 @@ from packkv_store.clock import Clock
 from packkv_store.config import StoreConfig
 
 MIB = 1 << 20
-HEADER = struct.Struct("<8sHHBBHHHHHH6x32s32s32s32sQQ")
+HEADER = struct.Struct("<8sHHBBHHHHHH2xI32s32s32s32sQQ")
 Metadata = Sequence[tuple[str, str]]
 
 
@@ -36,10 +36,11 @@ class Payload:
     data: bytes
     layers: int
     heads: int
+    preamble_bytes: int = 0
 
     @property
     def head_length(self) -> int:
-        return -(-(192 + 24 * self.layers * self.heads) // 16) * 16
+        return -(-(192 + 24 * self.layers * self.heads) // 16) * 16 + self.preamble_bytes
 
 
 def build_payload(
@@ -52,26 +53,31 @@ def build_payload(
     first_head: int = 0,
     section_bytes: int = 256,
     tokens: int = 64,
+    preamble_bytes: int = 0,
     seed: int = 0,
 ) -> Payload:
-    """A valid payload with random sections of about `section_bytes`, none like another."""
+    """A valid payload with random sections of about `section_bytes`, none like another; a cold one
+    if it has a preamble."""
     rng = np.random.default_rng([seed, *chain_hash[:8]])
     sizes = rng.integers(section_bytes // 32 + 1, section_bytes // 16 + 2, layers * heads) * 16
     sections = [rng.bytes(int(size)) for size in sizes]
-    head_length = -(-(192 + 24 * layers * heads) // 16) * 16
+    preamble = rng.bytes(preamble_bytes)
+    table_end = -(-(192 + 24 * layers * heads) // 16) * 16
+    head_length = table_end + preamble_bytes
     length = head_length + sum(map(len, sections))
     header = HEADER.pack(
-        b"PackKV\r\n", 2, 2, 1, 0, tokens, 0, layers, first_head, heads, 64,
-        root_hash, chain_hash, bytes(32), bytes(32), length, first_token,
+        b"PackKV\r\n", 2, 2, 1, int(preamble_bytes > 0), tokens, 0, layers, first_head, heads, 64,
+        preamble_bytes, root_hash, chain_hash, bytes(32), bytes(32), length, first_token,
     )  # fmt: skip
     table, at = bytearray(), head_length
     for section in sections:
         table += struct.pack("<II16s", at, len(section), xxhash.xxh3_128_digest(section))
         at += len(section)
     head = bytearray(header + bytes(16) + table)
-    head += bytes(head_length - len(head))
+    head += bytes(table_end - len(head)) + preamble
     head[176:192] = xxhash.xxh3_128_digest(bytes(head))
-    return Payload(chain_hash, root_hash, bytes(head) + b"".join(sections), layers, heads)
+    data = bytes(head) + b"".join(sections)
+    return Payload(chain_hash, root_hash, data, layers, heads, preamble_bytes)
 
 
 def build_prefix(name: str, count: int, **kwargs: Any) -> list[Payload]:
@@ -163,7 +169,7 @@ class Client:
 def put_frames(payloads: Iterable[Payload], frame: int = MIB) -> Iterator[Any]:
     for payload in payloads:
         yield pb.PutFrame(
-            start=pb.BlockStart(chain_hash=payload.chain_hash, length=len(payload.data))
+            starts=[pb.BlockStart(chain_hash=payload.chain_hash, length=len(payload.data))]
         )
         for at in range(0, len(payload.data), frame):
             yield pb.PutFrame(data=payload.data[at : at + frame])

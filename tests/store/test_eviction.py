@@ -4,7 +4,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from packkv_store.block import BlockKey
-from packkv_store.eviction import EvictionOrder
+from packkv_store.eviction import EvictionOrder, FairOrder
 
 
 @dataclass
@@ -22,7 +22,7 @@ def block(number: int, used_at: float, depth: int = 0, length: int = 1000) -> St
 def order_of(order: EvictionOrder, *held: Standing) -> list[int]:
     keys = {one.key for one in held}
     with closing(order.victims(keys.__contains__)) as victims:
-        return [key[0] for key in victims]
+        return [one.key[0] for one in victims]
 
 
 def filled(*blocks: Standing) -> EvictionOrder:
@@ -67,3 +67,70 @@ def test_discarded_blocks_are_gone_and_leave_nothing_behind() -> None:
         order.discard(one.key)
     assert sorted(order_of(order)) == [0, 1, 2, 3, 4]
     assert len(order) == 5
+
+
+RED, BLUE, OLD = (bytes([letter]) * 16 for letter in b"rbo")
+# of a tier for 20 blocks; a tenant of an older tokens file has none
+SHARES = {RED: 0.5, BLUE: 0.5}
+
+
+def shared(**counts: int) -> FairOrder:
+    """So many blocks of each tenant, all as old."""
+    order = FairOrder(SHARES, lambda length: length)
+    for tag in (RED, BLUE, OLD):
+        for number in range(counts.get(chr(tag[0]), 0)):
+            order.add(Standing(BlockKey(tag + bytes([number]) * 32), 1.0, number))
+    return order
+
+
+def losers(order: FairOrder, tag: bytes, most: int, *held: bytes) -> str:
+    """Whose blocks go, one letter each, when a tenant stores another block."""
+    found = []
+    with closing(
+        order.victims(lambda key: key[:16] in held, tag, 1000, capacity=20_000)
+    ) as victims:
+        for victim, _ in zip(victims, range(most), strict=False):
+            found.append(chr(victim.key[0]))
+    return "".join(found)
+
+
+def test_who_is_beyond_his_share_makes_room_for_who_is_not() -> None:
+    assert losers(shared(r=15, b=5), BLUE, 5) == "rrrrr"
+
+
+def test_who_is_beyond_his_share_makes_room_for_himself() -> None:
+    assert losers(shared(r=15, b=5), RED, 3) == "rrr"
+
+
+def test_a_tenant_within_its_share_never_loses_a_block_to_another() -> None:
+    # blue has ten, which is its share; red's are all held, or it has none
+    assert losers(shared(r=10, b=10), RED, 20, RED) == ""
+    assert losers(shared(b=10), RED, 20) == ""
+
+
+def test_two_beyond_their_shares_meet_in_the_middle() -> None:
+    order = FairOrder({RED: 0.25, BLUE: 0.25, OLD: 0.5}, lambda length: length)
+    for tag, count in ((RED, 12), (BLUE, 6)):
+        for number in range(count):
+            order.add(Standing(BlockKey(tag + bytes([number]) * 32), 1.0, number))
+    # five are sure to each of the two
+    assert losers(order, OLD, 8) == "rrrrrrrb"
+
+
+def test_blocks_of_tenants_that_are_gone_go_first() -> None:
+    assert losers(shared(r=15, b=3, o=2), RED, 4) == "oorr"
+
+
+def test_held_blocks_stay_and_the_next_loser_is_asked() -> None:
+    assert losers(shared(r=12, b=6, o=2), BLUE, 3, OLD) == "rr" + "b"
+
+
+def test_discarded_blocks_count_no_more() -> None:
+    order = shared(r=15, b=5)
+    with closing(order.victims(lambda key: False, BLUE, 0, 1)) as victims:
+        gone = [victim for victim in victims if victim.key[:16] == RED][:6]
+    for victim in gone:
+        order.discard(victim)
+        order.discard(victim)
+    assert len(order) == 14
+    assert losers(order, BLUE, 1) == "b"

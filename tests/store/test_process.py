@@ -100,7 +100,7 @@ async def test_a_stalled_call_is_cut_off_after_the_grace() -> None:
         async with connected(server.address) as client:
 
             async def frames() -> AsyncIterator[Any]:
-                yield pb.PutFrame(start=pb.BlockStart(chain_hash=b"x" * 32, length=1000))
+                yield pb.PutFrame(starts=[pb.BlockStart(chain_hash=b"x" * 32, length=1000)])
                 await asyncio.sleep(30)
 
             call = client.blocks.Put(frames())

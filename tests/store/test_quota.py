@@ -1,8 +1,9 @@
-"""A tenant's RAM is its own: others neither take from it nor are evicted for it."""
+"""A tenant's RAM is its own, and its share of the disk is sure: others do not take from them."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,11 @@ def config_of(tmp_path: Path, **shares: object) -> StoreConfig:
     )
     path.write_text("".join(tables))
     return small_config(tokens_file=path, ram_bytes=4 * MIB, lease_seconds=60.0)
+
+
+def disk_config_of(tmp_path: Path, **shares: object) -> StoreConfig:
+    config = config_of(tmp_path, **shares)
+    return replace(config, data_dir=tmp_path / "data", disk_bytes=8 * MIB, sync=False)
 
 
 def arenas(app: App) -> dict[str, int]:
@@ -91,10 +97,73 @@ async def test_a_tenant_without_ram_is_told_so(tmp_path: Path) -> None:
         assert (await ops.stats()).tiers[0].capacity_bytes == 4 * MIB
 
 
+async def test_one_tenant_cannot_push_another_off_the_disk(tmp_path: Path) -> None:
+    quiet = build_prefix("quiet", 8, section_bytes=30_000)  # 2 MiB, of 4 that are sure to it
+    config = disk_config_of(tmp_path, red="", blue="")
+    async with (
+        serving(config) as app,
+        connected(app.address, bearer("red")) as red,
+        connected(app.address, bearer("blue")) as blue,
+    ):
+        await blue.put(quiet)
+        for number in range(10):
+            loud = build_prefix(f"loud {number}", 4, section_bytes=30_000)
+            results = await red.put(loud)
+            assert {one.status for one in results} == {pb.PUT_STATUS_STORED}
+        assert app.store.residents.tally.evicted[TierName.DISK] > 0
+    # RAM is gone: what is left is on disk
+    async with (
+        serving(config) as app,
+        connected(app.address, bearer("red")) as red,
+        connected(app.address, bearer("blue")) as blue,
+    ):
+        assert (await blue.match([b.chain_hash for b in quiet])).blocks == 8
+        assert (await red.match([b.chain_hash for b in loud])).blocks == 4
+        # more than its share, for as long as nobody else needs the room
+        used = app.store.residents.disk
+        assert used is not None
+        assert sum(b.length for b in used.blocks()) > 7 * MIB
+
+
+async def test_who_needs_his_share_of_the_disk_gets_it_from_who_has_more(tmp_path: Path) -> None:
+    config = disk_config_of(tmp_path, red="disk = 3", blue="")
+    async with (
+        serving(config) as app,
+        connected(app.address, bearer("red")) as red,
+        connected(app.address, bearer("blue")) as blue,
+    ):
+        for number in range(5):
+            await blue.put(build_prefix(f"first {number}", 8, section_bytes=30_000))
+        for number in range(5):
+            await red.put(build_prefix(f"then {number}", 8, section_bytes=30_000))
+        disk = app.store.residents.disk
+        assert disk is not None
+        sizes = {"red": 0, "blue": 0}
+        for block in disk.blocks():
+            sizes["red" if block.key.startswith(Tenant("red").tag) else "blue"] += block.length
+    assert sizes["red"] > 2.5 * sizes["blue"] > 3 * MIB
+
+
+async def test_a_tenant_without_disk_has_its_blocks_in_ram_alone(tmp_path: Path) -> None:
+    prefix = build_prefix("a", 3)
+    config = disk_config_of(tmp_path, red="disk = 0", blue="")
+    names = [b.chain_hash for b in prefix]
+    async with serving(config) as app, connected(app.address, bearer("red")) as red:
+        results = await red.put(prefix)
+        assert {one.status for one in results} == {pb.PUT_STATUS_STORED}
+        assert list((await red.match(names)).tiers) == [pb.TIER_RAM] * 3
+        assert len((await red.get(names)).payloads) == 3
+        assert app.store.residents.disk is not None
+        assert len(app.store.residents.disk) == 0
+    async with serving(config) as app, connected(app.address, bearer("red")) as red:
+        assert (await red.match(names)).blocks == 0
+
+
+@pytest.mark.parametrize("tier", ["ram", "disk"])
 @pytest.mark.parametrize("share", ['"2GiB"', "-1", "true", "inf", "nan"])
-def test_a_share_is_a_number(tmp_path: Path, share: str) -> None:
-    config = config_of(tmp_path, red=f"ram = {share}")
-    with pytest.raises(ConfigError, match="ram of red is"):
+def test_a_share_is_a_number(tmp_path: Path, tier: str, share: str) -> None:
+    config = config_of(tmp_path, red=f"{tier} = {share}")
+    with pytest.raises(ConfigError, match=f"{tier} of red is"):
         App(config)
 
 
@@ -107,5 +176,5 @@ def test_shares_that_leave_too_little_are_refused(tmp_path: Path) -> None:
 
 def test_a_tenant_with_two_tokens_is_one_tenant() -> None:
     digests = [hashlib.sha256(text).hexdigest() for text in (b"old", b"new")]
-    access = Access.from_tokens({"red": {"token_sha256": digests, "ram": 2}})
-    assert access.tenants == [Tenant("red", ram=2.0)]
+    access = Access.from_tokens({"red": {"token_sha256": digests, "ram": 2, "disk": 3}})
+    assert access.tenants == [Tenant("red", ram=2.0, disk=3.0)]

@@ -276,7 +276,7 @@ async def test_a_payload_that_is_not_its_block_is_rejected(
 
 
 def start(length: int, name: bytes = b"x" * 32) -> Any:
-    return pb.PutFrame(start=pb.BlockStart(chain_hash=name, length=length))
+    return pb.PutFrame(starts=[pb.BlockStart(chain_hash=name, length=length)])
 
 
 def put(*frames: Any) -> Callable[[Client], Any]:
@@ -308,6 +308,11 @@ INVALID, TOO_MUCH = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_E
         (put(start(300), start(300)), INVALID, "0 bytes of a block of 300"),
         (put(start(300), pb.PutFrame(data=bytes(299))), INVALID, "299 bytes of a block of 300"),
         (put(start(300), pb.PutFrame(data=bytes(301))), INVALID, "301 bytes"),
+        (
+            put(pb.PutFrame(starts=[*start(300).starts, *start(10).starts], data=bytes(200))),
+            INVALID,
+            "200 bytes of a block of 300",
+        ),
         (put(start(4 * MIB), pb.PutFrame(data=bytes(MIB + 1))), TOO_MUCH, "1048576"),
         (
             lambda c: c.blocks.PutProfile(pb.PutProfileRequest(model_digest=b"m", profile=b"p")),

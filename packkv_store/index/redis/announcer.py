@@ -5,13 +5,13 @@ late or after a failure does no harm.
 """
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, repeat
 
 from packkv_store.block import BlockKey, TierName
 from packkv_store.index.redis.connection import IndexDown
-from packkv_store.index.redis.layout import TIER_BIT, mark_of, shard_of
+from packkv_store.index.redis.layout import TIER_BIT, mark_of, redis_keys, shard_of
 from packkv_store.index.redis.link import Link
 
 BATCH = 2048
@@ -49,9 +49,9 @@ class Announcer:
     def unsent(self) -> int:
         return len(self._unsent)
 
-    def tiers(self, key: BlockKey) -> int:
-        """Bits of the tiers in which this node has the block."""
-        return self._held.get(key, 0)
+    def tiers(self, keys: Iterable[BlockKey]) -> Iterator[int]:
+        """Bits of the tiers in which this node has each of the blocks."""
+        return map(self._held.get, keys, repeat(0))
 
     def add(self, keys: Sequence[BlockKey], tier: TierName) -> None:
         """Returns at once; Redis learns it with the next batch."""
@@ -82,6 +82,11 @@ class Announcer:
         """These shards of Redis were found without what had been sent."""
         self._lost.update(shards)
         self._lost_some.set()
+
+    async def forget(self) -> None:
+        """Redis has no block of this node any more. Raises IndexDown."""
+        for batch in _batches(list(self._held), BATCH):
+            await self._link.set_tiers(self._mark, redis_keys(batch), bytes(len(batch)))
 
     def resume(self) -> None:
         """Redis answers again."""
@@ -153,7 +158,7 @@ class Announcer:
                 self._unsent.pop(key, None)
             tiers = bytes(self._held.get(key, 0) for key in keys)
             try:
-                await self._link.set_tiers(self._mark, keys, tiers)
+                await self._link.set_tiers(self._mark, redis_keys(keys), tiers)
             except BaseException:
                 self._keep(keys)
                 raise

@@ -2,10 +2,11 @@
 
 | key                         | value                                                       |
 |-----------------------------|-------------------------------------------------------------|
-| `{TT}` + block key, 52 B    | 9 bytes a node: its mark (8), the tiers it has it in (1)     |
+| `{TT}` + block name, 28 B   | 9 bytes a node: its mark (8), the tiers it has it in (1)     |
 | `{TT}:epoch`                | a random word; another one, or none, means: blocks were lost |
 | `{TT}:node:` + mark         | heartbeat: JSON of identity and address; expires             |
 | `{TT}:nodes`                | set of the marks of all nodes that may have blocks here      |
+| `{TT}:first:` + block key   | which of several values offered under a name was the first   |
 | `{TT}:sweeper`              | the mark of the node that sweeps at the moment; expires      |
 
 `TT` is the tag of one of 64 shards. On Redis Cluster a tag decides which master has the key, and
@@ -15,12 +16,12 @@ same keys.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from packkv_store.block import HASH_BYTES, TAG_BYTES, BlockKey, TierName
+from packkv_store.block import BlockKey, TierName
 
 SHARDS = 64
 MARK_BYTES = 8
@@ -48,6 +49,13 @@ for i, key in ipairs(KEYS) do
   elseif now ~= was then redis.call('SET', key, now) end
 end
 """
+# The value in force, after setting one (ARGV[1]) if there was none, or a certain one (ARGV[2]).
+CLAIM = b"""
+local now = redis.call('GET', KEYS[1])
+if now and (ARGV[2] == '' or now ~= ARGV[2]) then return now end
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
+"""
 # The epoch in force, after setting one (ARGV[1]) if there was none.
 GET_EPOCH = b"""
 redis.call('SET', KEYS[1], ARGV[1], 'NX')
@@ -66,9 +74,15 @@ def _shard_tags() -> list[bytes]:
 
 
 SHARD_TAGS = _shard_tags()
+TAG_OF_BYTE = [SHARD_TAGS[byte % SHARDS] for byte in range(256)]
 NODES = SHARD_TAGS[0] + b":nodes"
 SWEEPER = SHARD_TAGS[0] + b":sweeper"
-BLOCK_KEY_BYTES = len(SHARD_TAGS[0]) + TAG_BYTES + HASH_BYTES
+# Of a block key, the first bytes of the tenant's tag and the last of the chain hash: two of 10⁹
+# blocks of a tenant share a name with probability 1e-21, and then one costs a question in vain.
+# Shorter names cost Redis and the network less, in memory and in time.
+TENANT_BYTES = 8
+NAME_BYTES = 16
+BLOCK_NAME_BYTES = len(SHARD_TAGS[0]) + TENANT_BYTES + NAME_BYTES
 
 
 def shard_of(key: BlockKey) -> int:
@@ -76,16 +90,20 @@ def shard_of(key: BlockKey) -> int:
     return key[-1] % SHARDS
 
 
-def redis_key(key: BlockKey) -> bytes:
-    """The key of a block's locations."""
-    return SHARD_TAGS[shard_of(key)] + key
+def redis_keys(keys: Iterable[BlockKey]) -> list[bytes]:
+    """The keys of blocks' locations."""
+    # thousands for a Match: a look into a table, and no call, for each
+    return [TAG_OF_BYTE[key[-1]] + key[:TENANT_BYTES] + key[-NAME_BYTES:] for key in keys]
 
 
-def block_key_in(name: bytes) -> BlockKey | None:
-    """The block that a key of Redis is about, if it is about one."""
-    if len(name) != BLOCK_KEY_BYTES or name[:1] != b"{":
-        return None
-    return BlockKey(name[-TAG_BYTES - HASH_BYTES :])
+def claim_key(key: BlockKey) -> bytes:
+    """The key of what was offered first under a name."""
+    return SHARD_TAGS[shard_of(key)] + b":first:" + key
+
+
+def is_block(name: bytes) -> bool:
+    """Whether a key of Redis is about a block."""
+    return len(name) == BLOCK_NAME_BYTES and name[:1] == b"{"
 
 
 def tag_of(name: bytes) -> bytes:

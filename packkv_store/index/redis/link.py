@@ -6,7 +6,13 @@ from typing import Any
 
 from packkv_store.block import BlockKey
 from packkv_store.index.redis.connection import PATIENT, Command, Connection, IndexDown
-from packkv_store.index.redis.layout import MAX_HOLDERS, SET_TIERS, redis_key, tag_of
+from packkv_store.index.redis.layout import (
+    CLAIM,
+    MAX_HOLDERS,
+    SET_TIERS,
+    claim_key,
+    tag_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +53,9 @@ class Link:
         self, names: Sequence[bytes], *, probing: bool = False, patience: float = 1.0
     ) -> list[bytes | None]:
         """The values of keys, in one round trip. Raises IndexDown."""
+        if self.shards == 1 and names:
+            [found] = await self.call([("MGET", *names)], probing=probing, patience=patience)
+            return list(found)
         groups = self._groups(names)
         commands: list[Command] = [("MGET", *(names[at] for at in group)) for group in groups]
         answers = await self.call(commands, probing=probing, patience=patience)
@@ -56,9 +65,8 @@ class Link:
                 values[at] = value
         return values
 
-    async def set_tiers(self, mark: bytes, keys: Sequence[BlockKey], tiers: bytes) -> None:
-        """Says where one node has blocks: a byte of tier bits for each key. Raises IndexDown."""
-        names = [redis_key(key) for key in keys]
+    async def set_tiers(self, mark: bytes, names: Sequence[bytes], tiers: bytes) -> None:
+        """Says where one node has blocks: a byte of tier bits for each. Raises IndexDown."""
         commands: list[Command] = []
         for group in self._groups(names):
             for first in range(0, len(group), MAX_KEYS_OF_A_SCRIPT):
@@ -68,6 +76,11 @@ class Link:
                 some = (names[at] for at in part)
                 commands.append(("EVAL", SET_TIERS, len(part), *some, mark, told, MAX_HOLDERS))
         await self.call(commands, patience=PATIENT)
+
+    async def claim(self, key: BlockKey, value: bytes, instead_of: bytes) -> bytes:
+        """The value in force under a name. Raises IndexDown."""
+        [won] = await self.call([("EVAL", CLAIM, 1, claim_key(key), value, instead_of)])
+        return bytes(won)
 
     async def names(self, count: int) -> AsyncIterator[list[bytes]]:
         """All keys of Redis, about `count` at a time. Raises IndexDown."""

@@ -6,10 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from packkv_store.block import BlockKey
-from packkv_store.index import Location
+from packkv_store.index import Location, Member
 from packkv_store.index.redis.announcer import Announcer
 from packkv_store.index.redis.connection import Connection, IndexDown
-from packkv_store.index.redis.layout import TIERS, holders, mark_of, redis_key
+from packkv_store.index.redis.layout import TIERS, holders, mark_of, redis_keys
 from packkv_store.index.redis.link import Link
 from packkv_store.index.redis.roster import Roster
 from packkv_store.index.redis.sweeper import Sweeper
@@ -60,13 +60,22 @@ class RedisIndex:
         )
         self._tasks = [asyncio.ensure_future(one) for one in work]
 
-    async def stop(self) -> None:
+    async def leaving(self) -> None:
+        with suppress(IndexDown):
+            await self._roster.say_leaving()
+
+    async def stop(self, forget_seconds: float = 0.0) -> None:
         while running := [task for task in self._tasks if not task.done()]:
             for task in running:
                 task.cancel()
             # again if need be: wait_for of Python 3.11, which redis-py uses, may lose one
             await asyncio.wait(running, timeout=0.1)
-        await self._roster.leave()
+        with suppress(IndexDown, TimeoutError):
+            await self._roster.leave()
+            if forget_seconds > 0:
+                async with asyncio.timeout(forget_seconds):
+                    await self._announcer.forget()
+                    await self._roster.forget()
         await self._link.close()
 
     async def publish(self, keys: Sequence[BlockKey], location: Location) -> None:
@@ -76,7 +85,7 @@ class RedisIndex:
         await self._announcer.remove(keys, location.tier)
 
     async def locate(self, keys: Sequence[BlockKey]) -> list[tuple[Location, ...]]:
-        located = [self._own[self._announcer.tiers(key)] for key in keys]
+        located = list(map(self._own.__getitem__, self._announcer.tiers(keys)))
         unknown = [at for at, locations in enumerate(located) if not locations]
         if unknown and self._link.is_up:
             with suppress(IndexDown):
@@ -91,19 +100,51 @@ class RedisIndex:
     def address(self, node: str) -> str | None:
         return self._roster.address(node)
 
+    async def meet(self, node: str) -> str | None:
+        with suppress(IndexDown):
+            await self._roster.meet([mark_of(node)])
+        return self.address(node)
+
+    async def members(self) -> Sequence[Member]:
+        with suppress(IndexDown):
+            return await self._roster.members()
+        return ()
+
+    async def only_here(self, keys: Sequence[BlockKey]) -> list[bool]:
+        with suppress(IndexDown):
+            values = await self._link.values(redis_keys(keys))
+            marks = {mark for value in values if value for mark, _ in holders(value)}
+            await self._roster.meet(marks - {self._mark})
+            staying = {
+                mark
+                for mark in marks - {self._mark}
+                if (peer := self._roster.peer(mark)) is not None and not peer.is_leaving
+            }
+            return [
+                value is None or not any(mark in staying for mark, _ in holders(value))
+                for value in values
+            ]
+        return [True] * len(keys)
+
+    async def claim(self, key: BlockKey, value: bytes, instead_of: bytes = b"") -> bytes | None:
+        with suppress(IndexDown):
+            return await self._link.claim(key, value, instead_of)
+        return None
+
     async def _elsewhere(self, keys: Sequence[BlockKey]) -> list[tuple[Location, ...]]:
-        values = await self._link.values([redis_key(key) for key in keys])
+        values = await self._link.values(redis_keys(keys))
         # blocks of one prefix mostly have one and the same value
         distinct = {value for value in values if value is not None}
         marks = {mark for value in distinct for mark, _ in holders(value)}
         await self._roster.meet(marks - {self._mark})
-        known = {value: self._locations(value) for value in distinct}
+        known: dict[bytes | None, tuple[Location, ...]] = {None: ()}
+        known |= {value: self._locations(value) for value in distinct}
         # asked for because they are not here, and Redis says that they are
         wrong = {value for value in distinct if self._names_me(value)}
         if wrong:
             pairs = zip(keys, values, strict=True)
             self._announcer.repair([key for key, value in pairs if value in wrong])
-        return [known[value] if value is not None else () for value in values]
+        return list(map(known.__getitem__, values))
 
     def _locations(self, value: bytes) -> tuple[Location, ...]:
         return tuple(

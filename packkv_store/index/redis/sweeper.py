@@ -5,16 +5,14 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
-from packkv_store.block import BlockKey
 from packkv_store.index.redis.connection import PATIENT, IndexDown
 from packkv_store.index.redis.layout import (
     NODES,
     SWEEPER,
-    block_key_in,
     heartbeat_key,
     holders,
+    is_block,
     mark_of,
-    redis_key,
 )
 from packkv_store.index.redis.link import Link
 
@@ -66,11 +64,11 @@ class Sweeper:
     async def _sweep(self, dead: Sequence[bytes]) -> None:
         log.info("sweeping the locations of %d nodes that are gone", len(dead))
         async for names in self._link.names(BATCH):
-            keys = [key for name in names if (key := block_key_in(name)) is not None]
+            blocks = [name for name in names if is_block(name)]
             dead = await self._missing(dead)
             if not dead or not await self._is_elected():
                 return
-            await self._clean(keys, dead)
+            await self._clean(blocks, dead)
             await asyncio.sleep(PAUSE_SECONDS)
         # one that comes back right now is listed again with its next beat
         await self._link.call([("SREM", NODES, *dead)])
@@ -81,12 +79,12 @@ class Sweeper:
         beats = await self._link.values([heartbeat_key(mark) for mark in marks], patience=PATIENT)
         return [mark for mark, beat in zip(marks, beats, strict=True) if beat is None]
 
-    async def _clean(self, keys: Sequence[BlockKey], dead: Sequence[bytes]) -> None:
-        values = await self._link.values([redis_key(key) for key in keys], patience=PATIENT)
+    async def _clean(self, names: Sequence[bytes], dead: Sequence[bytes]) -> None:
+        values = await self._link.values(names, patience=PATIENT)
         for mark in dead:
             stale = [
-                key
-                for key, value in zip(keys, values, strict=True)
+                name
+                for name, value in zip(names, values, strict=True)
                 if value is not None and any(mark == one for one, _ in holders(value))
             ]
             await self._link.set_tiers(mark, stale, bytes(len(stale)))

@@ -1,54 +1,52 @@
-"""The frames of the bulk protocol, version 1, byte by byte. Little-endian, nothing is padded.
-
-A frame is 8 bytes, kind u8, code u8, zero u16, length u32, and a body of `length` bytes.
+"""The frames of the bulk protocol, version 1, byte by byte; those that framing.py has as well.
 
 GREETING  server   magic "PKVbulk\\n", version u16, nonce (16)
-HELLO     client   version u16, the bearer token in UTF-8, empty for none
+HELLO     client   version u16, token
 WELCOME   server   version u16
-ERROR     server   the sentence, in UTF-8; `code` is the gRPC status code
+ERROR     server   a sentence
 GET       client   first and count of layers u32 u32, of heads u32 u32, max_bytes u64, groups u32,
-                   then chain hashes (32)
+                   then chain hashes (32). `code` 1: only what this server holds itself; nodes
+                   ask each other so
 FOUND     server   blocks u32, groups u32, extents u32; then for each block its length u32, for
                    each block its miss u8, for each group first layer, layers and extents
                    u32 u32 u32, for each extent block, offset and length u32 u32 u32. Runs follow
 PUT       client   for each block chain hash (32) and length u64; more of them may follow
 WANTED    server   for each of the next blocks a byte: 1, send its bytes now; 0, do not
 END       client   nothing: all blocks of the Put have been named
-RESULTS   server   for each block status u8, length of the reason u16, and the reason in UTF-8
+RESULTS   server   for each block its status and a reason
 
 A run is a mark u64 and so many bytes of payloads. Mark 0 ends the answer; mark 2^64 - 1 says that
 an ERROR frame comes instead of the rest.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from packkv_protos import framing
+from packkv_protos.framing import HASH_BYTES, MAX_SENTENCE_BYTES, U16
+from packkv_protos.framing import MAX_BLOCKS as MAX_BLOCKS
+from packkv_protos.framing import PREFIX as PREFIX
+from packkv_protos.framing import FrameError as FrameError
+from packkv_protos.framing import Result as Result
+
 MAGIC: Final = b"PKVbulk\n"
 VERSION: Final = 1
-NONCE_BYTES: Final = 16
-HASH_BYTES: Final = 32
-MAX_BLOCKS: Final = 16_384
 MAX_GROUPS: Final = 65_535
-MAX_TOKEN_BYTES: Final = 8192
-MAX_SENTENCE_BYTES: Final = 2048
-MAX_REASON_BYTES: Final = 512
 
-PREFIX: Final = struct.Struct("<BBHI")
 MARK: Final = struct.Struct("<Q")
 RUNS_END: Final = 0
 RUNS_FAIL: Final = 2**64 - 1
+# The code of a GET for what the server holds itself.
+OWN: Final = 1
 
-_U16 = struct.Struct("<H")
-_GREETING = struct.Struct(f"<8sH{NONCE_BYTES}s")
 _GET = struct.Struct("<IIIIQI")
 _FOUND = struct.Struct("<III")
 _PUT_ROW = np.dtype([("chain_hash", "V32"), ("length", "<u8")])
-_RESULT = struct.Struct("<BH")
 
 # Rows of first layer, number of layers, number of extents.
 Groups = npt.NDArray[np.uint32]
@@ -71,24 +69,29 @@ class Kind(IntEnum):
     RESULTS = 10
 
 
-# The largest body of each kind. A longer one is refused before a byte of it is read. That of FOUND
-# has room for every head range of 16,384 blocks of 128 layers.
+# The largest body of each kind; that of FOUND has room for every head range of 16,384 blocks of 128
+# layers.
 MAX_BODY: Final = {
-    Kind.GREETING: _GREETING.size,
-    Kind.HELLO: _U16.size + MAX_TOKEN_BYTES,
-    Kind.WELCOME: _U16.size,
+    Kind.GREETING: framing.MAX_GREETING_BYTES,
+    Kind.HELLO: framing.MAX_HELLO_BYTES,
+    Kind.WELCOME: U16.size,
     Kind.ERROR: MAX_SENTENCE_BYTES,
     Kind.GET: _GET.size + HASH_BYTES * MAX_BLOCKS,
     Kind.FOUND: 32 << 20,
     Kind.PUT: _PUT_ROW.itemsize * MAX_BLOCKS,
     Kind.WANTED: MAX_BLOCKS,
     Kind.END: 0,
-    Kind.RESULTS: (_RESULT.size + MAX_REASON_BYTES) * MAX_BLOCKS,
+    Kind.RESULTS: framing.MAX_RESULTS_BYTES,
 }
 
 
-class FrameError(ValueError):
-    """Bytes that are no frame of this protocol, or not the one that is due."""
+_framing = framing.Framing(MAGIC, VERSION, MAX_BODY)
+pack = _framing.pack
+read_prefix = _framing.read_prefix
+read_greeting = _framing.read_greeting
+read_hello = _framing.read_hello
+read_error = framing.read_error
+read_results = framing.read_results
 
 
 class Frame(NamedTuple):
@@ -119,85 +122,42 @@ class Found(NamedTuple):
     extents: Extents
 
 
-class Result(NamedTuple):
-    """What became of one block of a Put: `status` is PutStatus of the proto."""
-
-    status: int
-    reason: str
-
-
-def pack(kind: Kind, body: bytes = b"", code: int = 0) -> bytes:
-    """A whole frame. Raises FrameError when the body is larger than the other end takes."""
-    if len(body) > MAX_BODY[kind]:
-        raise FrameError(f"{kind.name} has {len(body)} bytes, the limit is {MAX_BODY[kind]}")
-    return PREFIX.pack(kind, code, 0, len(body)) + body
-
-
-def read_prefix(prefix: bytes | memoryview) -> tuple[Kind, int, int]:
-    """Kind, code and length of the body. Raises FrameError."""
-    number, code, zero, length = PREFIX.unpack_from(prefix)
-    if number not in MAX_BODY or zero:
-        raise FrameError(f"a frame begins with {bytes(prefix[:4]).hex()}; no frame does")
-    kind = Kind(number)
-    if length > MAX_BODY[kind]:
-        raise FrameError(f"{kind.name} has {length} bytes, the limit is {MAX_BODY[kind]}")
-    return kind, code, length
-
-
 def pack_greeting(nonce: bytes) -> bytes:
-    return pack(Kind.GREETING, _GREETING.pack(MAGIC, VERSION, nonce))
-
-
-def read_greeting(body: memoryview) -> bytes:
-    """The nonce. Raises FrameError."""
-    _exactly(Kind.GREETING, body, _GREETING.size)
-    magic, version, nonce = _GREETING.unpack(body)
-    if magic != MAGIC or version != VERSION:
-        raise FrameError(f"magic is {magic!r}, version {version}; expected {MAGIC!r}, {VERSION}")
-    return bytes(nonce)
+    return pack(Kind.GREETING, _framing.greeting(nonce))
 
 
 def pack_hello(token: str | None) -> bytes:
-    return pack(Kind.HELLO, _U16.pack(VERSION) + (token or "").encode())
+    return pack(Kind.HELLO, _framing.hello(token))
 
 
-def read_hello(body: memoryview) -> str | None:
-    """The token, None when there is none. Raises FrameError."""
-    if len(body) < _U16.size:
-        raise FrameError(f"HELLO has {len(body)} bytes, the least is {_U16.size}")
-    (version,) = _U16.unpack_from(body)
-    if version != VERSION:
-        raise FrameError(f"HELLO has version {version}, this server speaks {VERSION}")
-    return _text(body[_U16.size :]) or None
+def pack_error(code: int, sentence: str) -> bytes:
+    return pack(Kind.ERROR, framing.sentence(sentence), code)
+
+
+def pack_results(results: Sequence[Result]) -> bytes:
+    return pack(Kind.RESULTS, framing.results(results))
 
 
 def pack_welcome() -> bytes:
-    return pack(Kind.WELCOME, _U16.pack(VERSION))
+    return pack(Kind.WELCOME, U16.pack(VERSION))
 
 
 def read_welcome(body: memoryview) -> None:
     """Raises FrameError."""
-    _exactly(Kind.WELCOME, body, _U16.size)
-    if _U16.unpack(body) != (VERSION,):
-        raise FrameError(f"WELCOME has version {_U16.unpack(body)[0]}, expected {VERSION}")
+    framing.check_size("WELCOME", body, U16.size)
+    if U16.unpack(body) != (VERSION,):
+        raise FrameError(f"WELCOME has version {U16.unpack(body)[0]}, expected {VERSION}")
 
 
-def pack_error(code: int, sentence: str) -> bytes:
-    return pack(Kind.ERROR, _shortened(sentence, MAX_SENTENCE_BYTES), code)
-
-
-def read_error(body: memoryview) -> str:
-    return bytes(body).decode(errors="replace")
-
-
-def pack_get(get: Get) -> bytes:
+def pack_get(get: Get, *, own: bool = False) -> bytes:
+    """`own`: only what the server holds itself."""
     fixed = _GET.pack(*get.layers, *get.heads, get.max_bytes, get.groups)
-    return pack(Kind.GET, fixed + b"".join(get.chain_hashes))
+    return pack(Kind.GET, fixed + b"".join(get.chain_hashes), OWN if own else 0)
 
 
 def read_get(body: memoryview) -> Get:
     """Raises FrameError."""
-    hashes = _rows(Kind.GET, body, _GET.size, HASH_BYTES)
+    hashes = framing.count_rows("GET", body, _GET.size, HASH_BYTES)
     first_layer, layers, first_head, heads, max_bytes, groups = _GET.unpack_from(body)
     if not 1 <= groups <= MAX_GROUPS:
         raise FrameError(f"GET asks for {groups} groups; allowed: 1 to {MAX_GROUPS}")
@@ -220,7 +180,7 @@ def read_found(body: memoryview) -> Found:
     if len(body) < _FOUND.size:
         raise FrameError(f"FOUND has {len(body)} bytes, the least is {_FOUND.size}")
     blocks, groups, extents = _FOUND.unpack_from(body)
-    _exactly(Kind.FOUND, body, _FOUND.size + 5 * blocks + 12 * groups + 12 * extents)
+    framing.check_size("FOUND", body, _FOUND.size + 5 * blocks + 12 * groups + 12 * extents)
     lengths_end = _FOUND.size + 4 * blocks
     groups_at = lengths_end + blocks
     return Found(
@@ -237,7 +197,7 @@ def pack_put(blocks: Sequence[tuple[bytes, int]]) -> bytes:
 
 def read_put(body: memoryview) -> list[tuple[bytes, int]]:
     """Chain hash and length of each block. Raises FrameError."""
-    _rows(Kind.PUT, body, 0, _PUT_ROW.itemsize)
+    framing.count_rows("PUT", body, 0, _PUT_ROW.itemsize)
     rows = np.frombuffer(body, _PUT_ROW)
     names = [name.tobytes() for name in rows["chain_hash"]]
     return list(zip(names, rows["length"].tolist(), strict=True))
@@ -253,47 +213,3 @@ def read_wanted(body: memoryview, most: int) -> list[bool]:
     if not 1 <= len(body) <= most or max(body) > 1:
         raise FrameError(f"WANTED answers for {len(body)} blocks of {most}, with 0 and 1")
     return [byte == 1 for byte in body]
-
-
-def pack_results(results: Sequence[Result]) -> bytes:
-    parts = []
-    for result in results:
-        reason = _shortened(result.reason, MAX_REASON_BYTES)
-        parts += [_RESULT.pack(result.status, len(reason)), reason]
-    return pack(Kind.RESULTS, b"".join(parts))
-
-
-def read_results(body: memoryview) -> Iterator[Result]:
-    """Raises FrameError."""
-    while body:
-        if len(body) < _RESULT.size:
-            raise FrameError(f"RESULTS ends with {len(body)} bytes; a result has {_RESULT.size}")
-        status, length = _RESULT.unpack_from(body)
-        reason = body[_RESULT.size : _RESULT.size + length]
-        if len(reason) != length:
-            raise FrameError(f"a reason of {length} bytes has {len(reason)}")
-        yield Result(status, bytes(reason).decode(errors="replace"))
-        body = body[_RESULT.size + length :]
-
-
-def _rows(kind: Kind, body: memoryview, fixed: int, size: int) -> int:
-    count, rest = divmod(len(body) - fixed, size)
-    if count < 1 or rest:
-        raise FrameError(f"{kind.name} has {len(body)} bytes, not {fixed} and some of {size} each")
-    return count
-
-
-def _exactly(kind: Kind, body: memoryview, size: int) -> None:
-    if len(body) != size:
-        raise FrameError(f"{kind.name} has {len(body)} bytes, expected {size}")
-
-
-def _shortened(text: str, most: int) -> bytes:
-    return text.encode()[:most]
-
-
-def _text(raw: memoryview) -> str:
-    try:
-        return bytes(raw).decode()
-    except UnicodeDecodeError as error:
-        raise FrameError("a token is not UTF-8") from error

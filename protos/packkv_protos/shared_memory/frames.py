@@ -1,12 +1,10 @@
-"""The frames of the shared-memory protocol, version 1, byte by byte. Little-endian, no padding.
-
-A frame is 8 bytes, kind u8, code u8, zero u16, length u32, and a body of `length` bytes. A file
-descriptor travels as SCM_RIGHTS with the first byte of its frame.
+"""The frames of the shared-memory protocol, version 1, byte by byte; those that framing.py has as
+well. A file descriptor travels as SCM_RIGHTS with the first byte of its frame.
 
 GREETING  server   magic "PKVshm\\r\\n", version u16, nonce (16)
-HELLO     client   version u16, the bearer token in UTF-8, empty for none
+HELLO     client   version u16, token
 ARENA     server   size u64, and the descriptor of the tenant's arena
-ERROR     server   the sentence, in UTF-8; `code` is the gRPC status code
+ERROR     server   a sentence
 LOCATE    client   lease in ms u32, first and count of layers u32 u32, of heads u32 u32,
                    then chain hashes (32)
 LOCATED   server   lease id u64, its ms u32, blocks u32; then for each block its offset in the arena
@@ -18,7 +16,7 @@ PUT       client   for each block chain hash (32), offset in the staged file u64
                    of them may follow, and then an END
 TAKEN     server   nothing: the bytes of one PUT have been copied, the file may change there
 END       client   nothing: all blocks of the Put have been named
-RESULTS   server   for each block status u8, length of the reason u16, and the reason in UTF-8
+RESULTS   server   for each block its status and a reason
 """
 
 import struct
@@ -29,28 +27,25 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from packkv_protos import framing
+from packkv_protos.framing import HASH_BYTES, MAX_SENTENCE_BYTES
+from packkv_protos.framing import MAX_BLOCKS as MAX_BLOCKS
+from packkv_protos.framing import PREFIX as PREFIX
+from packkv_protos.framing import FrameError as FrameError
+from packkv_protos.framing import Result as Result
+
 MAGIC: Final = b"PKVshm\r\n"
 VERSION: Final = 1
-NONCE_BYTES: Final = 16
-HASH_BYTES: Final = 32
-MAX_BLOCKS: Final = 16_384
 MAX_EXTENTS: Final = 1 << 20
-MAX_TOKEN_BYTES: Final = 8192
-MAX_SENTENCE_BYTES: Final = 2048
-MAX_REASON_BYTES: Final = 512
 # What one client may stage: a server reads no further.
 MAX_STAGED_BYTES: Final = 1 << 30
 
-PREFIX: Final = struct.Struct("<BBHI")
-_GREETING = struct.Struct(f"<8sH{NONCE_BYTES}s")
-_U16 = struct.Struct("<H")
 _U64 = struct.Struct("<Q")
 _LOCATE = struct.Struct("<IIIII")
 _LOCATED = struct.Struct("<QII")
 _PLACE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("state", "<u4")])
 _EXTENT_BYTES = 12
 _PUT_ROW = np.dtype([("chain_hash", f"V{HASH_BYTES}"), ("offset", "<u8"), ("length", "<u8")])
-_RESULT = struct.Struct("<BH")
 
 # Rows of offset, length and state; of block, offset in the payload and length.
 Places = npt.NDArray[Any]
@@ -84,10 +79,10 @@ class State(IntEnum):
     ELSEWHERE = 255  # it is there, but not in the arena: to be fetched on another path
 
 
-# The largest body of each kind. A longer one is refused before a byte of it is read.
+# The largest body of each kind.
 MAX_BODY: Final = {
-    Kind.GREETING: _GREETING.size,
-    Kind.HELLO: _U16.size + MAX_TOKEN_BYTES,
+    Kind.GREETING: framing.MAX_GREETING_BYTES,
+    Kind.HELLO: framing.MAX_HELLO_BYTES,
     Kind.ARENA: _U64.size,
     Kind.ERROR: MAX_SENTENCE_BYTES,
     Kind.LOCATE: _LOCATE.size + HASH_BYTES * MAX_BLOCKS,
@@ -97,12 +92,17 @@ MAX_BODY: Final = {
     Kind.PUT: _PUT_ROW.itemsize * MAX_BLOCKS,
     Kind.TAKEN: 0,
     Kind.END: 0,
-    Kind.RESULTS: (_RESULT.size + MAX_REASON_BYTES) * MAX_BLOCKS,
+    Kind.RESULTS: framing.MAX_RESULTS_BYTES,
 }
 
 
-class FrameError(ValueError):
-    """Bytes that are no frame of this protocol, or not the one that is due."""
+_framing = framing.Framing(MAGIC, VERSION, MAX_BODY)
+pack = _framing.pack
+read_prefix = _framing.read_prefix
+read_greeting = _framing.read_greeting
+read_hello = _framing.read_hello
+read_error = framing.read_error
+read_results = framing.read_results
 
 
 class Locate(NamedTuple):
@@ -131,64 +131,20 @@ class Staged(NamedTuple):
     length: int
 
 
-class Result(NamedTuple):
-    """What became of one block of a Put: `status` is PutStatus of the proto."""
-
-    status: int
-    reason: str
-
-
-def pack(kind: Kind, body: bytes = b"", code: int = 0) -> bytes:
-    """A whole frame. Raises FrameError when the body is larger than the other end takes."""
-    if len(body) > MAX_BODY[kind]:
-        raise FrameError(f"{kind.name} has {len(body)} bytes, the limit is {MAX_BODY[kind]}")
-    return PREFIX.pack(kind, code, 0, len(body)) + body
-
-
-def read_prefix(prefix: bytes | memoryview) -> tuple[Kind, int, int]:
-    """Kind, code and length of the body. Raises FrameError."""
-    number, code, zero, length = PREFIX.unpack_from(prefix)
-    if number not in MAX_BODY or zero:
-        raise FrameError(f"a frame begins with {bytes(prefix[:4]).hex()}; no frame does")
-    kind = Kind(number)
-    if length > MAX_BODY[kind]:
-        raise FrameError(f"{kind.name} has {length} bytes, the limit is {MAX_BODY[kind]}")
-    return kind, code, length
-
-
 def pack_greeting(nonce: bytes) -> bytes:
-    return pack(Kind.GREETING, _GREETING.pack(MAGIC, VERSION, nonce))
-
-
-def read_greeting(body: memoryview) -> bytes:
-    """The nonce. Raises FrameError."""
-    _exactly(Kind.GREETING, body, _GREETING.size)
-    magic, version, nonce = _GREETING.unpack(body)
-    if magic != MAGIC or version != VERSION:
-        raise FrameError(f"magic is {magic!r}, version {version}; expected {MAGIC!r}, {VERSION}")
-    return bytes(nonce)
+    return pack(Kind.GREETING, _framing.greeting(nonce))
 
 
 def pack_hello(token: str | None) -> bytes:
-    return pack(Kind.HELLO, _U16.pack(VERSION) + (token or "").encode())
-
-
-def read_hello(body: memoryview) -> str | None:
-    """The token, None when there is none. Raises FrameError."""
-    if len(body) < _U16.size or _U16.unpack_from(body) != (VERSION,):
-        raise FrameError(f"HELLO is {bytes(body[:2])!r}…; this server speaks version {VERSION}")
-    try:
-        return bytes(body[_U16.size :]).decode() or None
-    except UnicodeDecodeError:
-        raise FrameError("the token of HELLO is not UTF-8") from None
+    return pack(Kind.HELLO, _framing.hello(token))
 
 
 def pack_error(code: int, sentence: str) -> bytes:
-    return pack(Kind.ERROR, _shortened(sentence, MAX_SENTENCE_BYTES), code)
+    return pack(Kind.ERROR, framing.sentence(sentence), code)
 
 
-def read_error(body: memoryview) -> str:
-    return bytes(body).decode(errors="replace")
+def pack_results(results: Sequence[Result]) -> bytes:
+    return pack(Kind.RESULTS, framing.results(results))
 
 
 def pack_number(kind: Kind, number: int) -> bytes:
@@ -198,7 +154,7 @@ def pack_number(kind: Kind, number: int) -> bytes:
 
 def read_number(kind: Kind, body: memoryview) -> int:
     """Raises FrameError."""
-    _exactly(kind, body, _U64.size)
+    framing.check_size(kind.name, body, _U64.size)
     number: int = _U64.unpack(body)[0]
     return number
 
@@ -210,12 +166,10 @@ def pack_locate(locate: Locate) -> bytes:
 
 def read_locate(body: memoryview) -> Locate:
     """Raises FrameError."""
-    rest = len(body) - _LOCATE.size
-    if rest < HASH_BYTES or rest % HASH_BYTES:
-        raise FrameError(f"LOCATE has {len(body)} bytes; it names at least one block of 32")
+    framing.count_rows("LOCATE", body, _LOCATE.size, HASH_BYTES)
     lease_ms, *ranges = _LOCATE.unpack_from(body)
     names = bytes(body[_LOCATE.size :])
-    hashes = [names[at : at + HASH_BYTES] for at in range(0, rest, HASH_BYTES)]
+    hashes = [names[at : at + HASH_BYTES] for at in range(0, len(names), HASH_BYTES)]
     return Locate(lease_ms, (ranges[0], ranges[1]), (ranges[2], ranges[3]), hashes)
 
 
@@ -249,40 +203,8 @@ def pack_put(blocks: Sequence[Staged]) -> bytes:
 
 def read_put(body: memoryview) -> list[Staged]:
     """Raises FrameError."""
-    if not body or len(body) % _PUT_ROW.itemsize:
-        raise FrameError(f"PUT has {len(body)} bytes; a block has {_PUT_ROW.itemsize}")
+    framing.count_rows("PUT", body, 0, _PUT_ROW.itemsize)
     rows = np.frombuffer(body, _PUT_ROW)
     offsets, lengths = rows["offset"].tolist(), rows["length"].tolist()
     names = [bytes(name) for name in rows["chain_hash"]]
     return [Staged(*row) for row in zip(names, offsets, lengths, strict=True)]
-
-
-def pack_results(results: Sequence[Result]) -> bytes:
-    parts = []
-    for result in results:
-        reason = _shortened(result.reason, MAX_REASON_BYTES)
-        parts += [_RESULT.pack(result.status, len(reason)), reason]
-    return pack(Kind.RESULTS, b"".join(parts))
-
-
-def read_results(body: memoryview) -> list[Result]:
-    """Raises FrameError."""
-    results, at = [], 0
-    while at < len(body):
-        if at + _RESULT.size > len(body):
-            raise FrameError("RESULTS ends within a result")
-        status, length = _RESULT.unpack_from(body, at)
-        at += _RESULT.size + length
-        if at > len(body):
-            raise FrameError("RESULTS ends within a reason")
-        results.append(Result(status, bytes(body[at - length : at]).decode(errors="replace")))
-    return results
-
-
-def _exactly(kind: Kind, body: memoryview, size: int) -> None:
-    if len(body) != size:
-        raise FrameError(f"{kind.name} has {len(body)} bytes, expected {size}")
-
-
-def _shortened(text: str, size: int) -> bytes:
-    return text.encode()[:size].decode(errors="ignore").encode()

@@ -208,3 +208,39 @@ class ListedBlock(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["chain_hash", b"chain_hash", "first_token", b"first_token", "length", b"length", "root_hash", b"root_hash", "tiers", b"tiers", "tokens", b"tokens"]) -> None: ...
 
 global___ListedBlock = ListedBlock
+
+@typing.final
+class DrainRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TIMEOUT_MS_FIELD_NUMBER: builtins.int
+    timeout_ms: builtins.int
+    """the longest that handing over may take; 0: as long as the server's own setting"""
+    def __init__(
+        self,
+        *,
+        timeout_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["timeout_ms", b"timeout_ms"]) -> None: ...
+
+global___DrainRequest = DrainRequest
+
+@typing.final
+class DrainReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HANDED_OVER_FIELD_NUMBER: builtins.int
+    LEFT_FIELD_NUMBER: builtins.int
+    handed_over: builtins.int
+    """blocks that other nodes have taken"""
+    left: builtins.int
+    """blocks that are nowhere else: no time, no room, or nobody to take them"""
+    def __init__(
+        self,
+        *,
+        handed_over: builtins.int = ...,
+        left: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["handed_over", b"handed_over", "left", b"left"]) -> None: ...
+
+global___DrainReply = DrainReply

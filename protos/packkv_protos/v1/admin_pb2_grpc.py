@@ -50,6 +50,11 @@ class AdminStub(object):
                 request_serializer=packkv__protos_dot_v1_dot_admin__pb2.ListRequest.SerializeToString,
                 response_deserializer=packkv__protos_dot_v1_dot_admin__pb2.ListReply.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/packkv.v1.Admin/Drain',
+                request_serializer=packkv__protos_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=packkv__protos_dot_v1_dot_admin__pb2.DrainReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -78,6 +83,15 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Takes this server out of service: health says NOT_SERVING, blocks that nobody else has are
+        handed over to other nodes as far as time and their room allow, and its locations are withdrawn.
+        Calls are still answered until it is stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +109,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=packkv__protos_dot_v1_dot_admin__pb2.ListRequest.FromString,
                     response_serializer=packkv__protos_dot_v1_dot_admin__pb2.ListReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=packkv__protos_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=packkv__protos_dot_v1_dot_admin__pb2.DrainReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +198,33 @@ class Admin(object):
             '/packkv.v1.Admin/List',
             packkv__protos_dot_v1_dot_admin__pb2.ListRequest.SerializeToString,
             packkv__protos_dot_v1_dot_admin__pb2.ListReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/packkv.v1.Admin/Drain',
+            packkv__protos_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            packkv__protos_dot_v1_dot_admin__pb2.DrainReply.FromString,
             options,
             channel_credentials,
             insecure,

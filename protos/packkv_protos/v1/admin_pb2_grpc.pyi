@@ -41,6 +41,15 @@ class AdminStub:
     meanwhile may be left out.
     """
 
+    Drain: grpc.UnaryUnaryMultiCallable[
+        packkv_protos.v1.admin_pb2.DrainRequest,
+        packkv_protos.v1.admin_pb2.DrainReply,
+    ]
+    """Takes this server out of service: health says NOT_SERVING, blocks that nobody else has are
+    handed over to other nodes as far as time and their room allow, and its locations are withdrawn.
+    Calls are still answered until it is stopped.
+    """
+
 class AdminAsyncStub:
     """The operators' path: never needed to serve a request."""
 
@@ -62,6 +71,15 @@ class AdminAsyncStub:
     """The blocks of the caller's own tenant that this server holds itself, ascending by chain hash.
     One page a call: the next begins after the last block of the one before. What is stored
     meanwhile may be left out.
+    """
+
+    Drain: grpc.aio.UnaryUnaryMultiCallable[
+        packkv_protos.v1.admin_pb2.DrainRequest,
+        packkv_protos.v1.admin_pb2.DrainReply,
+    ]
+    """Takes this server out of service: health says NOT_SERVING, blocks that nobody else has are
+    handed over to other nodes as far as time and their room allow, and its locations are withdrawn.
+    Calls are still answered until it is stopped.
     """
 
 class AdminServicer(metaclass=abc.ABCMeta):
@@ -91,6 +109,17 @@ class AdminServicer(metaclass=abc.ABCMeta):
         """The blocks of the caller's own tenant that this server holds itself, ascending by chain hash.
         One page a call: the next begins after the last block of the one before. What is stored
         meanwhile may be left out.
+        """
+
+    @abc.abstractmethod
+    def Drain(
+        self,
+        request: packkv_protos.v1.admin_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[packkv_protos.v1.admin_pb2.DrainReply, collections.abc.Awaitable[packkv_protos.v1.admin_pb2.DrainReply]]:
+        """Takes this server out of service: health says NOT_SERVING, blocks that nobody else has are
+        handed over to other nodes as far as time and their room allow, and its locations are withdrawn.
+        Calls are still answered until it is stopped.
         """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

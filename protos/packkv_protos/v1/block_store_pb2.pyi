@@ -110,10 +110,13 @@ class MatchRequest(google.protobuf.message.Message):
     HEADS_FIELD_NUMBER: builtins.int
     LEASE_MS_FIELD_NUMBER: builtins.int
     HERE_FIELD_NUMBER: builtins.int
+    OWNERS_FIELD_NUMBER: builtins.int
     lease_ms: builtins.int
     """0: no lease is taken"""
     here: builtins.bool
     """only what this server holds itself; nodes ask each other so"""
+    owners: builtins.bool
+    """say which servers hold the blocks that this one does not"""
     @property
     def chain_hashes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """root to tail, 32 bytes each"""
@@ -129,9 +132,10 @@ class MatchRequest(google.protobuf.message.Message):
         heads: global___Range | None = ...,
         lease_ms: builtins.int = ...,
         here: builtins.bool = ...,
+        owners: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["heads", b"heads"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chain_hashes", b"chain_hashes", "heads", b"heads", "here", b"here", "lease_ms", b"lease_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chain_hashes", b"chain_hashes", "heads", b"heads", "here", b"here", "lease_ms", b"lease_ms", "owners", b"owners"]) -> None: ...
 
 global___MatchRequest = MatchRequest
 
@@ -145,6 +149,8 @@ class MatchReply(google.protobuf.message.Message):
     LENGTHS_FIELD_NUMBER: builtins.int
     TIERS_FIELD_NUMBER: builtins.int
     MISS_FIELD_NUMBER: builtins.int
+    OWNERS_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
     blocks: builtins.int
     """length of the matched run"""
     lease_id: builtins.int
@@ -161,6 +167,14 @@ class MatchReply(google.protobuf.message.Message):
     def tiers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Tier.ValueType]:
         """where each matched block is now"""
 
+    @property
+    def owners(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Asked for with `owners`. HOST:PORT of other servers, and for each matched block the number of
+        the one that has it, counted from 1; 0: it is here. Empty: all are here.
+        """
+
+    @property
+    def owner(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
@@ -170,30 +184,34 @@ class MatchReply(google.protobuf.message.Message):
         lengths: collections.abc.Iterable[builtins.int] | None = ...,
         tiers: collections.abc.Iterable[global___Tier.ValueType] | None = ...,
         miss: global___MissReason.ValueType = ...,
+        owners: collections.abc.Iterable[builtins.str] | None = ...,
+        owner: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "lease_id", b"lease_id", "lease_ms", b"lease_ms", "lengths", b"lengths", "miss", b"miss", "tiers", b"tiers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "lease_id", b"lease_id", "lease_ms", b"lease_ms", "lengths", b"lengths", "miss", b"miss", "owner", b"owner", "owners", b"owners", "tiers", b"tiers"]) -> None: ...
 
 global___MatchReply = MatchReply
 
 @typing.final
 class PutFrame(google.protobuf.message.Message):
+    """The bytes of all blocks, one after another, cut where it suits."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    START_FIELD_NUMBER: builtins.int
+    STARTS_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     data: builtins.bytes
-    """at most 1 MiB"""
+    """at most 1 MiB; begins with what the last block still lacks"""
     @property
-    def start(self) -> global___BlockStart: ...
+    def starts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BlockStart]:
+        """the blocks whose first byte is in `data`, or comes next"""
+
     def __init__(
         self,
         *,
-        start: global___BlockStart | None = ...,
+        starts: collections.abc.Iterable[global___BlockStart] | None = ...,
         data: builtins.bytes = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["data", b"data", "frame", b"frame", "start", b"start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "frame", b"frame", "start", b"start"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["frame", b"frame"]) -> typing.Literal["start", "data"] | None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "starts", b"starts"]) -> None: ...
 
 global___PutFrame = PutFrame
 
@@ -477,6 +495,107 @@ class ProfileReply(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["profile", b"profile"]) -> None: ...
 
 global___ProfileReply = ProfileReply
+
+@typing.final
+class TakeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHAIN_HASHES_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    SPARE_FIELD_NUMBER: builtins.int
+    node: builtins.str
+    """identity of the server that has them"""
+    spare: builtins.bool
+    """only into room that is free: nothing is evicted for them"""
+    @property
+    def chain_hashes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """at most 16,384"""
+
+    def __init__(
+        self,
+        *,
+        chain_hashes: collections.abc.Iterable[builtins.bytes] | None = ...,
+        node: builtins.str = ...,
+        spare: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chain_hashes", b"chain_hashes", "node", b"node", "spare", b"spare"]) -> None: ...
+
+global___TakeRequest = TakeRequest
+
+@typing.final
+class TakeReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HERE_FIELD_NUMBER: builtins.int
+    @property
+    def here(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bool]:
+        """for each block, whether this server has it now"""
+
+    def __init__(
+        self,
+        *,
+        here: collections.abc.Iterable[builtins.bool] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["here", b"here"]) -> None: ...
+
+global___TakeReply = TakeReply
+
+@typing.final
+class WatchRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: builtins.int
+    snapshot: builtins.bool
+    """begin with all that is there"""
+    def __init__(
+        self,
+        *,
+        snapshot: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["snapshot", b"snapshot"]) -> None: ...
+
+global___WatchRequest = WatchRequest
+
+@typing.final
+class WatchFrame(google.protobuf.message.Message):
+    """The first frame has `reset` and nothing else; so has one in the middle when the caller fell
+    behind. Then come frames with what is there, if that was asked for; then one with `current`;
+    then news. A block may be told to be stored twice. Only the last word about it counts.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    RESET_FIELD_NUMBER: builtins.int
+    CURRENT_FIELD_NUMBER: builtins.int
+    STORED_FIELD_NUMBER: builtins.int
+    REMOVED_FIELD_NUMBER: builtins.int
+    sequence: builtins.int
+    """1, 2, 3, …"""
+    reset: builtins.bool
+    """what was told before does not count any more"""
+    current: builtins.bool
+    """all that there is has been told"""
+    @property
+    def stored(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """chain hashes; at most 4,096 together with `removed`"""
+
+    @property
+    def removed(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """evicted, expired, cleared or quarantined"""
+
+    def __init__(
+        self,
+        *,
+        sequence: builtins.int = ...,
+        reset: builtins.bool = ...,
+        current: builtins.bool = ...,
+        stored: collections.abc.Iterable[builtins.bytes] | None = ...,
+        removed: collections.abc.Iterable[builtins.bytes] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["current", b"current", "removed", b"removed", "reset", b"reset", "sequence", b"sequence", "stored", b"stored"]) -> None: ...
+
+global___WatchFrame = WatchFrame
 
 @typing.final
 class PathsRequest(google.protobuf.message.Message):

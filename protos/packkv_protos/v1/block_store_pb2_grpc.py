@@ -75,6 +75,16 @@ class BlockStoreStub(object):
                 request_serializer=packkv__protos_dot_v1_dot_block__store__pb2.GetProfileRequest.SerializeToString,
                 response_deserializer=packkv__protos_dot_v1_dot_block__store__pb2.ProfileReply.FromString,
                 _registered_method=True)
+        self.Take = channel.unary_unary(
+                '/packkv.v1.BlockStore/Take',
+                request_serializer=packkv__protos_dot_v1_dot_block__store__pb2.TakeRequest.SerializeToString,
+                response_deserializer=packkv__protos_dot_v1_dot_block__store__pb2.TakeReply.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/packkv.v1.BlockStore/Watch',
+                request_serializer=packkv__protos_dot_v1_dot_block__store__pb2.WatchRequest.SerializeToString,
+                response_deserializer=packkv__protos_dot_v1_dot_block__store__pb2.WatchFrame.FromString,
+                _registered_method=True)
         self.Paths = channel.unary_unary(
                 '/packkv.v1.BlockStore/Paths',
                 request_serializer=packkv__protos_dot_v1_dot_block__store__pb2.PathsRequest.SerializeToString,
@@ -100,9 +110,9 @@ class BlockStoreServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Put(self, request_iterator, context):
-        """Publishes blocks, one after another on one stream: a start, then its bytes in frames of at
-        most 1 MiB, then the next start. A block is visible only once its last byte has arrived and
-        every checksum has been verified. A broken stream leaves the finished blocks and nothing else.
+        """Publishes blocks, one after another on one stream, in frames of at most 1 MiB. A block is
+        visible only once its last byte has arrived and every checksum has been verified. A broken
+        stream leaves the finished blocks and nothing else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +150,22 @@ class BlockStoreServicer(object):
 
     def GetProfile(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Take(self, request, context):
+        """Brings blocks to this server from another one, where it keeps them: how nodes copy what was put
+        and hand over what they hold before they leave. Returns when each block is here or cannot be had.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """What becomes of the caller's blocks on this server, told as it happens and without an end. A
+        hint for whoever sends requests to where their prefix is; never needed to serve one.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -189,6 +215,16 @@ def add_BlockStoreServicer_to_server(servicer, server):
                     servicer.GetProfile,
                     request_deserializer=packkv__protos_dot_v1_dot_block__store__pb2.GetProfileRequest.FromString,
                     response_serializer=packkv__protos_dot_v1_dot_block__store__pb2.ProfileReply.SerializeToString,
+            ),
+            'Take': grpc.unary_unary_rpc_method_handler(
+                    servicer.Take,
+                    request_deserializer=packkv__protos_dot_v1_dot_block__store__pb2.TakeRequest.FromString,
+                    response_serializer=packkv__protos_dot_v1_dot_block__store__pb2.TakeReply.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=packkv__protos_dot_v1_dot_block__store__pb2.WatchRequest.FromString,
+                    response_serializer=packkv__protos_dot_v1_dot_block__store__pb2.WatchFrame.SerializeToString,
             ),
             'Paths': grpc.unary_unary_rpc_method_handler(
                     servicer.Paths,
@@ -391,6 +427,60 @@ class BlockStore(object):
             '/packkv.v1.BlockStore/GetProfile',
             packkv__protos_dot_v1_dot_block__store__pb2.GetProfileRequest.SerializeToString,
             packkv__protos_dot_v1_dot_block__store__pb2.ProfileReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Take(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/packkv.v1.BlockStore/Take',
+            packkv__protos_dot_v1_dot_block__store__pb2.TakeRequest.SerializeToString,
+            packkv__protos_dot_v1_dot_block__store__pb2.TakeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/packkv.v1.BlockStore/Watch',
+            packkv__protos_dot_v1_dot_block__store__pb2.WatchRequest.SerializeToString,
+            packkv__protos_dot_v1_dot_block__store__pb2.WatchFrame.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,9 +39,9 @@ class BlockStoreStub:
         packkv_protos.v1.block_store_pb2.PutFrame,
         packkv_protos.v1.block_store_pb2.PutReply,
     ]
-    """Publishes blocks, one after another on one stream: a start, then its bytes in frames of at
-    most 1 MiB, then the next start. A block is visible only once its last byte has arrived and
-    every checksum has been verified. A broken stream leaves the finished blocks and nothing else.
+    """Publishes blocks, one after another on one stream, in frames of at most 1 MiB. A block is
+    visible only once its last byte has arrived and every checksum has been verified. A broken
+    stream leaves the finished blocks and nothing else.
     """
 
     Get: grpc.UnaryStreamMultiCallable[
@@ -77,6 +77,22 @@ class BlockStoreStub:
         packkv_protos.v1.block_store_pb2.ProfileReply,
     ]
 
+    Take: grpc.UnaryUnaryMultiCallable[
+        packkv_protos.v1.block_store_pb2.TakeRequest,
+        packkv_protos.v1.block_store_pb2.TakeReply,
+    ]
+    """Brings blocks to this server from another one, where it keeps them: how nodes copy what was put
+    and hand over what they hold before they leave. Returns when each block is here or cannot be had.
+    """
+
+    Watch: grpc.UnaryStreamMultiCallable[
+        packkv_protos.v1.block_store_pb2.WatchRequest,
+        packkv_protos.v1.block_store_pb2.WatchFrame,
+    ]
+    """What becomes of the caller's blocks on this server, told as it happens and without an end. A
+    hint for whoever sends requests to where their prefix is; never needed to serve one.
+    """
+
     Paths: grpc.UnaryUnaryMultiCallable[
         packkv_protos.v1.block_store_pb2.PathsRequest,
         packkv_protos.v1.block_store_pb2.PathsReply,
@@ -106,9 +122,9 @@ class BlockStoreAsyncStub:
         packkv_protos.v1.block_store_pb2.PutFrame,
         packkv_protos.v1.block_store_pb2.PutReply,
     ]
-    """Publishes blocks, one after another on one stream: a start, then its bytes in frames of at
-    most 1 MiB, then the next start. A block is visible only once its last byte has arrived and
-    every checksum has been verified. A broken stream leaves the finished blocks and nothing else.
+    """Publishes blocks, one after another on one stream, in frames of at most 1 MiB. A block is
+    visible only once its last byte has arrived and every checksum has been verified. A broken
+    stream leaves the finished blocks and nothing else.
     """
 
     Get: grpc.aio.UnaryStreamMultiCallable[
@@ -144,6 +160,22 @@ class BlockStoreAsyncStub:
         packkv_protos.v1.block_store_pb2.ProfileReply,
     ]
 
+    Take: grpc.aio.UnaryUnaryMultiCallable[
+        packkv_protos.v1.block_store_pb2.TakeRequest,
+        packkv_protos.v1.block_store_pb2.TakeReply,
+    ]
+    """Brings blocks to this server from another one, where it keeps them: how nodes copy what was put
+    and hand over what they hold before they leave. Returns when each block is here or cannot be had.
+    """
+
+    Watch: grpc.aio.UnaryStreamMultiCallable[
+        packkv_protos.v1.block_store_pb2.WatchRequest,
+        packkv_protos.v1.block_store_pb2.WatchFrame,
+    ]
+    """What becomes of the caller's blocks on this server, told as it happens and without an end. A
+    hint for whoever sends requests to where their prefix is; never needed to serve one.
+    """
+
     Paths: grpc.aio.UnaryUnaryMultiCallable[
         packkv_protos.v1.block_store_pb2.PathsRequest,
         packkv_protos.v1.block_store_pb2.PathsReply,
@@ -177,9 +209,9 @@ class BlockStoreServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[packkv_protos.v1.block_store_pb2.PutFrame],
         context: _ServicerContext,
     ) -> typing.Union[packkv_protos.v1.block_store_pb2.PutReply, collections.abc.Awaitable[packkv_protos.v1.block_store_pb2.PutReply]]:
-        """Publishes blocks, one after another on one stream: a start, then its bytes in frames of at
-        most 1 MiB, then the next start. A block is visible only once its last byte has arrived and
-        every checksum has been verified. A broken stream leaves the finished blocks and nothing else.
+        """Publishes blocks, one after another on one stream, in frames of at most 1 MiB. A block is
+        visible only once its last byte has arrived and every checksum has been verified. A broken
+        stream leaves the finished blocks and nothing else.
         """
 
     @abc.abstractmethod
@@ -224,6 +256,26 @@ class BlockStoreServicer(metaclass=abc.ABCMeta):
         request: packkv_protos.v1.block_store_pb2.GetProfileRequest,
         context: _ServicerContext,
     ) -> typing.Union[packkv_protos.v1.block_store_pb2.ProfileReply, collections.abc.Awaitable[packkv_protos.v1.block_store_pb2.ProfileReply]]: ...
+
+    @abc.abstractmethod
+    def Take(
+        self,
+        request: packkv_protos.v1.block_store_pb2.TakeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[packkv_protos.v1.block_store_pb2.TakeReply, collections.abc.Awaitable[packkv_protos.v1.block_store_pb2.TakeReply]]:
+        """Brings blocks to this server from another one, where it keeps them: how nodes copy what was put
+        and hand over what they hold before they leave. Returns when each block is here or cannot be had.
+        """
+
+    @abc.abstractmethod
+    def Watch(
+        self,
+        request: packkv_protos.v1.block_store_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[packkv_protos.v1.block_store_pb2.WatchFrame], collections.abc.AsyncIterator[packkv_protos.v1.block_store_pb2.WatchFrame]]:
+        """What becomes of the caller's blocks on this server, told as it happens and without an end. A
+        hint for whoever sends requests to where their prefix is; never needed to serve one.
+        """
 
     @abc.abstractmethod
     def Paths(

@@ -10,20 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packkv_protos.bulk import frames
-from packkv_protos.bulk.frames import FrameError, Get, Kind, Result
+from packkv_protos.bulk.frames import FrameError, Get, Kind
 
 U32 = st.integers(0, 2**32 - 1)
 NAMES = st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=5)
 READERS: list[Callable[[memoryview], object]] = [
-    frames.read_greeting,
-    frames.read_hello,
     frames.read_welcome,
-    frames.read_error,
     frames.read_get,
     frames.read_found,
     frames.read_put,
     lambda body: frames.read_wanted(body, 4),
-    lambda body: list(frames.read_results(body)),
 ]
 
 
@@ -66,30 +62,6 @@ def test_a_find_comes_back(answers: list[tuple[int, int]], numbers: list[int]) -
 )
 def test_a_put_comes_back(blocks: list[tuple[bytes, int]]) -> None:
     assert frames.read_put(body_of(frames.pack_put(blocks), Kind.PUT)) == blocks
-
-
-@given(st.lists(st.tuples(st.integers(0, 255), st.text(max_size=40)), max_size=5))
-def test_results_come_back(rows: list[tuple[int, str]]) -> None:
-    results = [Result(*row) for row in rows]
-    body = body_of(frames.pack_results(results), Kind.RESULTS)
-    assert list(frames.read_results(body)) == results
-
-
-def test_long_sentences_are_cut_and_long_bodies_refused() -> None:
-    error = body_of(frames.pack_error(3, "é" * 5000), Kind.ERROR)
-    assert len(error) == frames.MAX_SENTENCE_BYTES
-    assert set(frames.read_error(error)) == {"é"}
-    with pytest.raises(FrameError, match="HELLO"):
-        frames.pack_hello("x" * (frames.MAX_TOKEN_BYTES + 1))
-
-
-@given(st.binary(min_size=8, max_size=8))
-def test_a_prefix_is_known_and_short_or_refused(prefix: bytes) -> None:
-    try:
-        kind, _, length = frames.read_prefix(prefix)
-    except FrameError:
-        return
-    assert length <= frames.MAX_BODY[kind]
 
 
 @pytest.mark.parametrize("reader", READERS)

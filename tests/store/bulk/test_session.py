@@ -11,8 +11,9 @@ import pytest
 
 from packkv_protos.bulk import frames
 from packkv_protos.bulk.frames import Get, Kind
+from packkv_store import acceptor
 from packkv_store.app import App
-from packkv_store.bulk import server, session
+from packkv_store.bulk import session
 from packkv_store.errors import Status
 from tests.store.bulk.conftest import GREETING_BYTES, Peer, peer_of
 from tests.store.conftest import (
@@ -97,7 +98,7 @@ async def test_bytes_of_blocks_that_are_there_do_not_travel(app: App, client: Cl
         await peer.send(put_of(prefix))
         assert frames.read_wanted((await peer.frame()).body, 3) == [True, False, True]
         await peer.send(prefix[0].data, prefix[2].data, frames.pack(Kind.END))
-        results = list(frames.read_results((await peer.frame()).body))
+        results = frames.read_results((await peer.frame()).body)
         assert [result.status for result in results] == [1, 2, 1]
         _, data = await peer.get(hashes_of(prefix))
         assert data == b"".join(payload.data for payload in prefix)
@@ -263,7 +264,7 @@ async def test_a_put_that_breaks_off_leaves_finished_blocks_and_nothing_else(goe
             if not goes:
                 # closed by the server, with an error or without
                 await peer.rest()
-        await until(lambda: not app._bulk or not app._bulk._sessions)
+        await until(lambda: not app._bulk or not len(app._bulk._acceptor))
         match = await client.match(hashes_of(prefix))
         assert match.blocks in (1, 2)
         await client.clear()
@@ -271,7 +272,7 @@ async def test_a_put_that_breaks_off_leaves_finished_blocks_and_nothing_else(goe
 
 
 async def test_silent_strangers_keep_nobody_out(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(acceptor, "MAX_CONNECTIONS", 4)
     async with peer_of(app) as known:
         await known.hello()
         strangers = [await asyncio.open_connection("127.0.0.1", app.bulk_port) for _ in range(12)]
@@ -280,7 +281,7 @@ async def test_silent_strangers_keep_nobody_out(app: App, monkeypatch: pytest.Mo
         assert found.misses.tolist() == [1]
         await check_serves(app)
         assert app._bulk is not None
-        assert len(app._bulk._sessions) <= 5
+        assert len(app._bulk._acceptor) <= 5
         for _, writer in strangers:
             writer.transport.abort()
 

@@ -1,9 +1,6 @@
 """Nodes in one process, with a real Redis and real connections between them."""
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,72 +9,13 @@ import pytest
 
 from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_store.app import App
+from packkv_store.cluster.shared_profiles import profile_key
 from packkv_store.config import StoreConfig
 from packkv_store.errors import ConfigError
-from tests.store.conftest import Client, Payload, build_prefix, connected, serving, small_config
-from tests.store.redis_servers import Deployment, deployment, make_certificate
-
-TOKENS = """
-[tenants.red]
-token_sha256 = "{red}"
-
-[tenants.blue]
-token_sha256 = "{blue}"
-"""
-
-
-@pytest.fixture(scope="module")
-def one_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployment("server", tmp_path_factory.mktemp("redis")) as made:
-        yield made
-
-
-@pytest.fixture
-def redis(one_redis: Deployment) -> Deployment:
-    one_redis.empty()
-    return one_redis
-
-
-@pytest.fixture
-def guarded(tmp_path: Path) -> dict[str, Any]:
-    """Settings of a node that asks for tokens and certificates."""
-    names = ("red", "blue")
-    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
-    tokens = tmp_path / "tokens.toml"
-    tokens.write_text(TOKENS.format(**digests))
-    cert, key = make_certificate(tmp_path)
-    return {"tls_cert": cert, "tls_key": key, "tls_client_ca": cert, "tokens_file": tokens}
-
-
-def hashes_of(prefix: Sequence[Payload]) -> list[bytes]:
-    return [payload.chain_hash for payload in prefix]
-
-
-@asynccontextmanager
-async def apps(redis: Deployment, count: int, **settings: Any) -> AsyncIterator[list[App]]:
-    async with AsyncExitStack() as stack:
-        config = small_config(index=redis.url, **settings)
-        yield [await stack.enter_async_context(serving(config)) for _ in range(count)]
-
-
-@asynccontextmanager
-async def clients(nodes: Sequence[App]) -> AsyncIterator[list[Client]]:
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(connected(node.address)) for node in nodes]
-
-
-@asynccontextmanager
-async def calling(node: App, config: dict[str, Any], token: str) -> AsyncIterator[Client]:
-    cert, key = (config[name].read_bytes() for name in ("tls_cert", "tls_key"))
-    credentials = grpc.ssl_channel_credentials(cert, key, cert)
-    async with grpc.aio.secure_channel(node.address, credentials) as channel:
-        yield Client(channel, [("authorization", f"Bearer {token}")])
-
-
-async def matches(client: Client, prefix: Sequence[Payload], blocks: int) -> None:
-    async with asyncio.timeout(20):
-        while (await client.match(hashes_of(prefix))).blocks != blocks:
-            await asyncio.sleep(0.02)
+from packkv_store.tenant import Tenant
+from tests.store.cluster.conftest import apps, calling, clients, hashes_of, matches
+from tests.store.conftest import build_prefix, connected, serving, small_config
+from tests.store.redis_servers import Deployment
 
 
 async def test_a_node_asks_others_in_its_callers_name_and_no_other(
@@ -192,6 +130,10 @@ async def test_what_a_peer_holds_corrupt_is_a_miss(redis: Deployment) -> None:
         shelf = residents.ram_of(block.key)
         view = shelf.tier.view(shelf.extent(block), block.length)
         view[-1] ^= 1
+        # found while it is passed on: a client makes the call again, and it is a miss then
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await at_b.get(hashes_of(prefix))
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
         got = await at_b.get(hashes_of(prefix))
         assert set(got.misses) == {2}
         assert [got.payloads[at] for at in (0, 1, 3)] == [prefix[at].data for at in (0, 1, 3)]
@@ -220,3 +162,33 @@ def test_the_url_of_redis_is_in_no_text_of_the_settings() -> None:
     with pytest.raises(ConfigError) as refused:
         App(StoreConfig(index="redis://u:secret@nowhere:port", ram_bytes=1 << 20))
     assert "secret" not in str(refused.value)
+
+
+async def test_of_profiles_put_to_all_nodes_at_one_moment_one_is_in_force(
+    redis: Deployment,
+) -> None:
+    async with apps(redis, 3) as nodes, clients(nodes) as at:
+        for number in range(20):
+            digest = bytes([number]) * 32
+            offers = [
+                client.blocks.PutProfile(
+                    pb.PutProfileRequest(model_digest=digest, profile=b"from %d" % place)
+                )
+                for place, client in enumerate(at)
+            ]
+            [first] = {reply.profile for reply in await asyncio.gather(*offers)}
+            for client in at:
+                found = await client.blocks.GetProfile(pb.GetProfileRequest(model_digest=digest))
+                assert found.profile == first
+
+
+async def test_a_profile_whose_first_node_died_before_it_was_stored_is_replaced(
+    redis: Deployment,
+) -> None:
+    digest = b"m" * 32
+    async with apps(redis, 1) as (b,), clients([b]) as (at_b,):
+        key = profile_key(Tenant("").tag, digest)
+        assert await b._index.claim(key, b"a node that is gone") == b"a node that is gone"
+        request = pb.PutProfileRequest(model_digest=digest, profile=b"second")
+        assert (await at_b.blocks.PutProfile(request)).profile == b"second"
+        assert await b._index.claim(key, b"late") == b.store.node.encode()

@@ -1,5 +1,6 @@
 """Every index keeps the same contract, whatever it is made of."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
@@ -82,3 +83,20 @@ async def test_one_call_takes_as_many_blocks_as_a_match_may_have(views: Views) -
     await sees(b, keys, [{DISK}] * len(keys))
     await a.withdraw(keys, DISK)
     await sees(b, keys, [set()] * len(keys))
+
+
+async def test_of_values_offered_at_one_time_the_first_is_in_force_everywhere(views: Views) -> None:
+    values = [b"from a", b"from b", b"from c"]
+    offers = [index.claim(KEYS[0], value) for index, value in zip(views, values, strict=True)]
+    [first] = set(await asyncio.gather(*offers))
+    assert first in values
+    [other, *_] = [value for value in values if value != first]
+    assert await views[1].claim(KEYS[0], other) == first
+    # who knows which value is no good any more may offer another one, and one of them wins again
+    again = [
+        index.claim(KEYS[0], value, instead_of=first)
+        for index, value in zip(views, [b"x", b"y", b"z"], strict=True)
+    ]
+    [second] = set(await asyncio.gather(*again))
+    assert second in (b"x", b"y", b"z")
+    assert await views[2].claim(KEYS[1], b"under another name") == b"under another name"

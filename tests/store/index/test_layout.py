@@ -7,14 +7,16 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from packkv_store.block import BlockKey, TierName
 from packkv_store.index.redis.layout import (
+    NODES,
     SHARD_TAGS,
     SHARDS,
-    block_key_in,
+    claim_key,
     epoch_key,
     heartbeat_key,
     holders,
+    is_block,
     mark_of,
-    redis_key,
+    redis_keys,
     shard_of,
     tag_of,
 )
@@ -33,16 +35,19 @@ def test_blocks_are_spread_evenly_and_lie_with_their_shard() -> None:
     assert len(counts) == SHARDS
     assert max(counts.values()) < 3 * min(counts.values())
     for key in KEYS[:100]:
-        assert key_slot(redis_key(key)) == key_slot(epoch_key(shard_of(key)))
-        assert tag_of(redis_key(key)) == SHARD_TAGS[shard_of(key)]
+        assert key_slot(redis_keys([key])[0]) == key_slot(epoch_key(shard_of(key)))
+        assert tag_of(redis_keys([key])[0]) == SHARD_TAGS[shard_of(key)]
 
 
-def test_a_key_is_read_back_and_no_other_name_is_taken_for_one() -> None:
-    for key in KEYS[:100]:
-        assert block_key_in(redis_key(key)) == key
+def test_a_block_is_told_from_all_else_and_from_that_of_another_tenant() -> None:
+    names = redis_keys(KEYS)
+    assert len(set(names)) == len(KEYS)
+    assert all(map(is_block, names))
+    other = BlockKey(os.urandom(16) + KEYS[0][16:])
+    assert redis_keys([other]) != names[:1]
     mark = mark_of("a")
-    for name in (epoch_key(3), heartbeat_key(mark), b"", bytes(52), redis_key(KEYS[0])[:-1]):
-        assert block_key_in(name) is None
+    for name in (epoch_key(3), heartbeat_key(mark), claim_key(KEYS[0]), NODES, b"", names[0][:-1]):
+        assert not is_block(name)
 
 
 def test_a_value_names_nodes_and_tiers() -> None:

@@ -14,7 +14,7 @@ from packkv_store.index.redis.layout import (
     NODES,
     heartbeat_key,
     mark_of,
-    redis_key,
+    redis_keys,
 )
 from tests.store.index.conftest import joined, sees, until
 from tests.store.redis_servers import Deployment, deployment
@@ -52,7 +52,7 @@ def haunt(server: Deployment, node: str, keys: list[BlockKey], seconds: float) -
     client.set(heartbeat_key(mark_of(node)), said, px=int(seconds * 1000))
     client.sadd(NODES, mark_of(node))
     for key in keys:
-        client.append(redis_key(key), mark_of(node) + b"\x01")
+        client.append(*redis_keys([key]), mark_of(node) + b"\x01")
 
 
 async def test_an_emptied_redis_is_told_again(redis: Deployment) -> None:
@@ -128,7 +128,7 @@ async def test_a_dead_node_is_ignored_at_once_and_swept_later(server: Deployment
 
         async def is_swept() -> bool:
             client = server.servers[0].client()
-            values = client.mget([redis_key(key) for key in KEYS])
+            values = client.mget(redis_keys(KEYS))
             is_listed = client.sismember(NODES, mark_of("dead"))
             alone = mark_of("a") + b"\x01"
             return not is_listed and values == [alone] * 100 + [None] * 200
@@ -140,7 +140,7 @@ async def test_a_location_of_its_own_that_is_stale_is_repaired(server: Deploymen
     async with joined(server.url, "a") as a, joined(server.url, "b") as b:
         await a.publish(KEYS[:1], RAM)
         client = server.servers[0].client()
-        client.set(redis_key(KEYS[1]), mark_of("a") + b"\x02")
+        client.set(*redis_keys([KEYS[1]]), mark_of("a") + b"\x02")
         await sees(b, KEYS[:2], [{RAM}, {Location("a", TierName.DISK)}])
         assert (await a.locate(KEYS[:2]))[1] == ()
         await sees(b, KEYS[:2], [{RAM}, set()])
@@ -152,9 +152,9 @@ async def test_what_makes_no_sense_in_redis_is_no_location(server: Deployment) -
     client.set(heartbeat_key(marks[0]), b"no JSON \xff")
     client.set(heartbeat_key(marks[1]), json.dumps({"node": "y", "address": "nowhere"}))
     client.set(heartbeat_key(marks[2]), json.dumps({"node": "another", "address": "h:1"}))
-    client.set(redis_key(KEYS[0]), b"".join(mark + b"\x01" for mark in marks))
-    client.set(redis_key(KEYS[1]), b"\x00" * 5)
-    client.set(redis_key(KEYS[2]), b"\xff" * 1000)
+    client.set(*redis_keys([KEYS[0]]), b"".join(mark + b"\x01" for mark in marks))
+    client.set(*redis_keys([KEYS[1]]), b"\x00" * 5)
+    client.set(*redis_keys([KEYS[2]]), b"\xff" * 1000)
     async with joined(server.url, "a") as a, joined(server.url, "b") as b:
         assert await a.locate(KEYS[:4]) == [()] * 4
         await a.publish(KEYS[1:2], RAM)

@@ -22,7 +22,8 @@ def answers(*rows: pb.BlockAnswer) -> bytes:
 
 def test_bytes_come_where_they_belong() -> None:
     into = places(4, 2)
-    receipt = Receipt(into)
+    landed: list[tuple[int, int]] = []
+    receipt = Receipt(into, lambda block, filled: landed.append((block, filled)))
     receipt.add(answers(pb.BlockAnswer(block=0, length=4), pb.BlockAnswer(block=1, length=2)))
     receipt.add(frame(b"abxy", (0, 0, 2), (1, 0, 2)))
     with pytest.raises(PeerFailure, match="2 of 4 bytes of block 0"):
@@ -30,6 +31,7 @@ def test_bytes_come_where_they_belong() -> None:
     receipt.add(frame(b"cd", (0, 2, 2)))
     receipt.check_complete()
     assert [bytes(place) for place in into] == [b"abcd", b"xy"]
+    assert landed == [(0, 2), (1, 2), (0, 4)]
 
 
 @pytest.mark.parametrize(
@@ -51,4 +53,4 @@ def test_bytes_come_where_they_belong() -> None:
 )
 def test_what_does_not_fit_is_refused(message: bytes) -> None:
     with pytest.raises(PeerFailure):
-        Receipt(places(4, 2)).add(message)
+        Receipt(places(4, 2), lambda block, filled: None).add(message)

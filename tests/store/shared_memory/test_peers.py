@@ -20,6 +20,7 @@ import pytest
 
 from packkv_protos.shared_memory import frames
 from packkv_protos.shared_memory.frames import Kind, Staged, State
+from packkv_store import acceptor as acceptor_module
 from packkv_store.errors import Status
 from packkv_store.shared_memory import server as server_module
 from tests.store.conftest import (
@@ -349,7 +350,7 @@ async def test_who_stops_within_a_frame_is_let_go(
 async def test_when_all_connections_are_taken_the_idle_ones_make_room(
     own_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(acceptor_module, "MAX_CONNECTIONS", 3)
     async with serving(small_config(shared_memory=str(own_path))):
         peers = [await asyncio.to_thread(lambda: Peer(own_path).enter()) for _ in range(8)]
         assert await asyncio.to_thread(peers[0].is_closed)
@@ -363,13 +364,13 @@ async def test_a_connection_that_is_cancelled_before_its_first_word_is_closed(
     own_path: Path,
 ) -> None:
     async with serving(small_config(shared_memory=str(own_path))) as app:
-        shared = app._shared_memory
-        assert shared is not None
-        assert shared._listener is not None
+        assert app._shared_memory is not None
+        acceptor = app._shared_memory._acceptor
+        assert acceptor._listener is not None
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.connect(str(own_path))
-            shared._accept(shared._listener)
-            [task] = shared._sessions
+            acceptor._accept(acceptor._listener)
+            [task] = acceptor._sessions.values()
             # its session has not begun, so it cannot close anything
             task.cancel()
             await asyncio.wait([task])
