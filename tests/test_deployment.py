@@ -28,12 +28,13 @@ def short(path: Path) -> str:
 
 
 def test_every_service_is_known_here() -> None:
-    assert set(SERVICES) == {"redis", *STORES, *CPU, *GPU, "demo", "prometheus", "grafana"}
+    ours = {*STORES, *CPU, *GPU, "router", "demo"}
+    assert set(SERVICES) == {"redis", *ours, "prometheus", "grafana"}
     assert set(PULLED) == {"redis", "prometheus", "grafana"}
 
 
 # services whose commands have the same options
-@pytest.mark.parametrize("name", ["store-1", "worker-cpu-1", "worker-gpu-0", "demo"])
+@pytest.mark.parametrize("name", ["store-1", "worker-cpu-1", "worker-gpu-0", "router", "demo"])
 def test_every_option_of_a_service_is_an_option_of_its_program(name: str) -> None:
     words = command(name)
     program = words[: 3 if words[1] == "-m" else 2]
@@ -116,6 +117,17 @@ def test_a_worker_asks_a_store_that_it_waits_for_and_shares_its_sockets(name: st
     assert "sockets:/run/packkv" in service["volumes"]
 
 
+def test_the_router_follows_the_store_of_each_worker() -> None:
+    words = command("router")
+    routed = [words[at + 1] for at, word in enumerate(words) if word == "--worker"]
+    asked = [command(name) for name in CPU]
+    stores = [worker[worker.index("--store") + 1] for worker in asked]
+    pairs = zip(CPU, stores, strict=True)
+    assert routed == [f"http://{name}:8000={store}" for name, store in pairs]
+    assert words[words.index("--listen") + 1] == "0.0.0.0:8080"
+    assert SERVICES["router"]["profiles"] == ["route"]
+
+
 @pytest.mark.parametrize("number", range(len(GPU)))
 def test_a_gpu_worker_has_one_device_and_a_profile_for_it(number: int) -> None:
     service = SERVICES[GPU[number]]
@@ -133,7 +145,8 @@ def test_prometheus_looks_at_every_service_that_tells() -> None:
         for lookup in job["dns_sd_configs"]
         for name in lookup["names"]
     }
-    assert found == {(name, 9437) for name in STORES} | {(name, 8000) for name in [*CPU, *GPU]}
+    workers = {(name, 8000) for name in [*CPU, *GPU]}
+    assert found == {(name, 9437) for name in STORES} | workers | {("router", 8080)}
     assert all("--metrics-listen 0.0.0.0:9437" in SERVICES[name]["command"] for name in STORES)
     assert "--config.file=/etc/prometheus/prometheus.yml" in SERVICES["prometheus"]["command"]
 

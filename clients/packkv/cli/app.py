@@ -10,7 +10,19 @@ import typer
 from typer.core import TyperGroup
 
 from packkv.bench import command as bench
-from packkv.cli import calibrate, doctor, inspect, match, serve, stats, store, verify, worker
+from packkv.cli import (
+    calibrate,
+    doctor,
+    inspect,
+    match,
+    route,
+    serve,
+    stats,
+    store,
+    verify,
+    watch,
+    worker,
+)
 from packkv.cli.connection import Credentials
 from packkv.demo import command as demo
 from packkv.errors import ConfigError, PackKVError
@@ -78,9 +90,11 @@ def connect(
 
 serve.register(app)
 worker.register(app)
+route.register(app)
 store.register(app)
 stats.register(app)
 match.register(app)
+watch.register(app)
 inspect.register(app)
 verify.register(app)
 doctor.register(app)

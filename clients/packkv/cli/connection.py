@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from packkv.client import Client
+    from packkv.client import Client, ClientConfig
 
 DEFAULT_TARGET = "127.0.0.1:7437"
 
@@ -34,11 +34,18 @@ class Credentials:
 
     def connect(self, target: str) -> Client:
         """A client for one command: it waits `timeout_s` in all and leaves nothing behind."""
-        from packkv.client import Client, ClientConfig
+        from packkv.client import Client
 
-        config = ClientConfig(
-            deadline_s=self.timeout_s,
-            transfer_deadline_s=self.timeout_s,
+        config = replace(
+            self.client_config(), deadline_s=self.timeout_s, transfer_deadline_s=self.timeout_s
+        )
+        return Client(target, config=config)
+
+    def client_config(self) -> ClientConfig:
+        """For a process that stays: the credentials, and the usual deadlines."""
+        from packkv.client import ClientConfig
+
+        return ClientConfig(
             tls=self.tls,
             tls_ca=self.tls_ca,
             tls_cert=self.tls_cert,
@@ -46,7 +53,6 @@ class Credentials:
             token=self.token,
             insecure=self.insecure,
         )
-        return Client(target, config=config)
 
 
 def credentials_of(ctx: typer.Context) -> Credentials:

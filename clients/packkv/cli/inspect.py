@@ -79,6 +79,7 @@ def _as_dict(payload: Payload) -> dict[str, object]:
     return {
         "sound": True,
         "codec": header.codec.name.lower(),
+        "form": header.form.name.lower(),
         "kv_dtype": header.kv_dtype.name.lower(),
         "tokens": header.tokens,
         "sinks": header.sinks,
@@ -93,6 +94,7 @@ def _as_dict(payload: Payload) -> dict[str, object]:
         "profile_digest": header.profile_digest.hex(),
         "payload_bytes": len(payload.data),
         "head_bytes": header.head_length,
+        "preamble_bytes": header.preamble_bytes,
         "bits_per_value": 8 * len(payload.data) / values,
         "section_bytes": payload.sections[:, 1].reshape(header.layers, header.heads).tolist(),
     }

@@ -1,4 +1,4 @@
-"""`packkv ping` and `clear`: one store, as its operator sees it."""
+"""`packkv ping`, `clear` and `drain`: one store, as its operator sees it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(ping)
     app.command()(clear)
+    app.command()(drain)
 
 
 def ping(ctx: typer.Context, target: Target = DEFAULT_TARGET, as_json: AsJson = False) -> None:
@@ -69,3 +70,27 @@ def clear(
         print_json(asdict(cleared))
     else:
         typer.echo(f"removed {cleared.blocks} blocks, {size(cleared.bytes)}")
+
+
+def drain(
+    ctx: typer.Context,
+    target: Target = DEFAULT_TARGET,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, max=3600, help="Time to hand blocks over.")
+    ] = 60.0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take a node out of service for good: others get the blocks that it alone has.
+
+    \b
+        packkv drain --target node1.example:7437 --seconds 300
+    """
+    if not yes:
+        typer.confirm(f"Take {target} out of service?", abort=True, err=True)
+    with credentials_of(ctx).connect(target) as client:
+        drained = client.drain(seconds)
+    if as_json:
+        print_json(asdict(drained))
+    else:
+        typer.echo(f"handed over {drained.handed_over} blocks, {drained.left} are nowhere else")

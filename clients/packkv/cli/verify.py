@@ -32,10 +32,12 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(slots=True)
 class Findings:
-    """What a walk has found so far. `left` are blocks that the store let go before their turn."""
+    """What a walk has found so far. `left` are blocks that the store let go before their turn,
+    `cold` sound ones in cold form."""
 
     blocks: int = 0
     bytes: int = 0
+    cold: int = 0
     corrupt: int = 0
     missing: int = 0
     left: int = 0
@@ -151,7 +153,7 @@ class Walk:
         """`suspect`: it may have ended a stream before, and the store has put it aside since."""
         if found.data is not None:
             self.findings.bytes += len(found.data)
-            state, message = "corrupt", _damage(block, found.data)
+            state, message = "corrupt", self._damage(block, found.data)
         elif found.miss == "corrupt" or (suspect and not self._is_listed(block)):
             state, message = "corrupt", "the store found that a checksum is wrong"
         elif self._is_listed(block):
@@ -163,34 +165,31 @@ class Walk:
         if message is not None:
             self.findings.note(block, state, message)
 
+    def _damage(self, block: Listed, data: memoryview) -> str | None:
+        """What is wrong with a payload; None when nothing is."""
+        from packkv_kernels.errors import PayloadError
+        from packkv_kernels.format.payload import Expectation, Form, read_payload
+
+        if len(data) != block.length:
+            return f"{len(data)} bytes came, and {block.length} are listed"
+        expectation = Expectation(
+            tokens=block.tokens,
+            root_hash=block.root_hash,
+            chain_hash=block.chain_hash,
+            first_token=block.first_token,
+        )
+        try:
+            self.findings.cold += read_payload(data, expectation).header.form is Form.COLD
+        except PayloadError as error:
+            return str(error)
+        return None
+
     def _is_listed(self, block: Listed) -> bool:
         """Whether the store still says that it has the block: evictions go on meanwhile."""
         before = int.from_bytes(block.chain_hash, "big") - 1
         after = b"" if before < 0 else before.to_bytes(len(block.chain_hash), "big")
         page = self.client.page(after, 1, deadline_s=self.deadline_s)
         return bool(page) and page[0].chain_hash == block.chain_hash
-
-
-def _damage(block: Listed, data: memoryview) -> str | None:
-    """What is wrong with a payload; None when nothing is."""
-    from packkv_kernels.errors import PayloadError
-    from packkv_kernels.format.payload import Expectation, read_payload
-
-    if len(data) != block.length:
-        return f"{len(data)} bytes came, and {block.length} are listed"
-    try:
-        read_payload(
-            data,
-            Expectation(
-                tokens=block.tokens,
-                root_hash=block.root_hash,
-                chain_hash=block.chain_hash,
-                first_token=block.first_token,
-            ),
-        )
-    except PayloadError as error:
-        return str(error)
-    return None
 
 
 @contextmanager
@@ -214,6 +213,7 @@ def _report(findings: Findings, target: str, seconds: float, as_json: bool) -> N
                 "sound": findings.sound,
                 "blocks": findings.blocks,
                 "bytes": findings.bytes,
+                "cold": findings.cold,
                 "corrupt": findings.corrupt,
                 "missing": findings.missing,
                 "left": findings.left,
@@ -226,5 +226,6 @@ def _report(findings: Findings, target: str, seconds: float, as_json: bool) -> N
         typer.echo(f"{one['state']} {one['chain_hash']}: {one['message']}")
     words = "all sound" if findings.sound else f"{findings.corrupt} corrupt"
     words += f", {findings.missing} missing" if findings.missing else ""
+    words += f"; {findings.cold} in cold form" if findings.cold else ""
     words += f"; {findings.left} left the store before their turn" if findings.left else ""
     typer.echo(f"{findings.blocks} blocks, {size(findings.bytes)}: {words} ({seconds:.1f} s)")

@@ -6,15 +6,12 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, cast
 
 import typer
 
-from packkv.cli.connection import DEFAULT_TARGET, Credentials, credentials_of
+from packkv.cli.connection import DEFAULT_TARGET, credentials_of
 from packkv.errors import ConfigError
-
-if TYPE_CHECKING:
-    from packkv.client import ClientConfig
 
 _MIB = 1 << 20
 
@@ -34,7 +31,11 @@ def worker(
         str | None, typer.Option(help="what requests call it  [default: the folder's name]")
     ] = None,
     store: Annotated[
-        str, typer.Option(envvar="PACKKV_TARGET", help="the store, as HOST:PORT")
+        str,
+        typer.Option(
+            envvar="PACKKV_TARGET",
+            help="the store, HOST:PORT; several nodes of one by commas, the nearest first",
+        ),
     ] = DEFAULT_TARGET,
     no_store: Annotated[bool, typer.Option("--no-store", help="share with nobody")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda:N")] = "cpu",
@@ -45,6 +46,12 @@ def worker(
         str,
         typer.Option(help="hybrid, packkv or raw, with parameters or without; none: no PackKV"),
     ] = "hybrid",
+    cold: Annotated[
+        str,
+        typer.Option(
+            help="publish entropy-coded blocks: always, never, or auto, where links are slow"
+        ),
+    ] = "auto",
     listen: Annotated[
         str, typer.Option(help="HOST:PORT of the API; port 0 takes a free one")
     ] = "127.0.0.1:8000",
@@ -86,6 +93,7 @@ def worker(
             --tls-cert cert.pem --tls-key key.pem
     """
     _check_installed()
+    from packkv.prefix_cache.config import Cold
     from packkv.worker.config import WorkerConfig
 
     config = WorkerConfig(
@@ -95,9 +103,10 @@ def worker(
         dtype=dtype,
         codec=codec,
         store=None if no_store or codec == "none" else store,
-        client=_client_config(credentials_of(ctx)),
+        client=credentials_of(ctx).client_config(),
         cache_bytes=cache_mib * _MIB,
         deadline_s=load_seconds,
+        cold=cast(Cold, cold),
         listen=listen,
         max_context=max_context,
         max_running=max_running,
@@ -125,19 +134,6 @@ def _check_installed() -> None:
 
 def _is_there(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
-
-
-def _client_config(credentials: Credentials) -> ClientConfig:
-    from packkv.client import ClientConfig
-
-    return ClientConfig(
-        tls=credentials.tls,
-        tls_ca=credentials.tls_ca,
-        tls_cert=credentials.tls_cert,
-        tls_key=credentials.tls_key,
-        token=credentials.token,
-        insecure=credentials.insecure,
-    )
 
 
 def _set_up_process() -> None:

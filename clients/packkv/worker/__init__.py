@@ -6,7 +6,7 @@
     model          token ids → logits: packed and shared through the store, or plain transformers
     text, sampling token ids → text while it grows; logits → token id
     metrics        what Prometheus is told
-    config, errors settings, and what a request can be refused for
+    config         settings
 
 Everything that touches the model happens on the engine's thread; everything of HTTP on the event
 loop. Between them go a `Task` one way and events the other.

@@ -81,6 +81,8 @@ class _StoreCounters(Collector):
             "fetched_bytes": ("Payload bytes received", found.fetched_bytes),
             "published_blocks": ("Blocks that the store took", found.published_blocks),
             "published_bytes": ("Their payload bytes", found.published_bytes),
+            "published_cold": ("Those of them that went in cold form", found.published_cold),
+            "loaded_cold": ("Blocks that came in cold form", found.loaded_cold),
         }
         for name, (text, value) in plain.items():
             yield CounterMetricFamily(f"packkv_worker_store_{name}", text, value=value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from packkv.demo.processes import Child, StoreProcess
+from tests.clients.conftest import StoreProcess as TokenStore
 
 START_S = 120.0
 CONTEXT = 16_384
 # every answer ends: the tests read what it says, and nobody waits longer than this
 REQUEST_S = 60.0
+# of the store that asks for tokens
+TENANTS = {"red": "red secret", "blue": "blue secret"}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -41,13 +46,20 @@ class WorkerServer(Child):
     """A `packkv worker` on a free port; `ready` before the first question."""
 
     def __init__(
-        self, name: str, folder: Path, model: Path, *options: str, ca: Path | None = None
+        self,
+        name: str,
+        folder: Path,
+        model: Path,
+        *options: str,
+        ca: Path | None = None,
+        before: tuple[str, ...] = (),
     ) -> None:
-        command = [sys.executable, "-c", "from packkv.cli import main; main()", "worker"]
-        command += ["--listen", "127.0.0.1:0"]
+        command = [sys.executable, "-c", "from packkv.cli import main; main()", *before]
+        command += ["worker", "--listen", "127.0.0.1:0"]
         command += ["--model", str(model), "--model-name", "tiny", *options]
         super().__init__(name, command, folder)
         self.url = ""
+        self.ca = ca
         # of this certificate alone, if the worker has one
         self.tls = None if ca is None else ssl.create_default_context(cafile=str(ca))
         self._ready = self._failed = False
@@ -172,11 +184,27 @@ def mortal_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProc
 
 
 @pytest.fixture(scope="session")
+def apart_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenStore]:
+    """A store that shares nothing with the others and wants to know who asks."""
+    folder = tmp_path_factory.mktemp("apart")
+    tenants = {
+        name: {"token_sha256": sha256(token.encode()).hexdigest(), "admin": True}
+        for name, token in TENANTS.items()
+    }
+    (folder / "tokens.json").write_text(json.dumps({"tenants": tenants}))
+    flags = ("--tokens-file", str(folder / "tokens.json"), "--grace-seconds", "1")
+    store = TokenStore(folder / "data", flags).start()
+    yield store
+    store.kill()
+
+
+@pytest.fixture(scope="session")
 def workers(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_model: Path,
     worker_store: StoreProcess,
     mortal_store: StoreProcess,
+    apart_store: TokenStore,
     unused_address: str,
 ) -> Iterator[dict[str, WorkerServer]]:
     """All workers of these tests. They start side by side: most of it is importing libraries."""
@@ -192,6 +220,7 @@ def workers(
         "first": shared,
         "second": shared,
         "leaving": shared,
+        "apart": ("--codec", "raw", "--store", apart_store.target),
         "robbed": ("--codec", "raw", "--store", mortal_store.address),
         "narrow": (
             *("--codec", "raw", "--store", unused_address, "--api-key-file", str(keys)),
@@ -205,7 +234,8 @@ def workers(
     try:
         for name, settings in options.items():
             ca = certificate[0] if certificate is not None and name == "narrow" else None
-            started[name] = WorkerServer(name, folder, tiny_model, *settings, ca=ca)
+            before = ("--token", TENANTS["red"]) if name == "apart" else ()
+            started[name] = WorkerServer(name, folder, tiny_model, *settings, ca=ca, before=before)
         yield started
     finally:
         del os.environ["OMP_NUM_THREADS"]

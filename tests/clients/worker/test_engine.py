@@ -13,9 +13,9 @@ import torch
 
 from packkv.errors import ConfigError
 from packkv.identity import PROFILE_FILE
+from packkv.serving.errors import ApiError, Unready
 from packkv.worker.config import WorkerConfig
 from packkv.worker.engine import Ended, Engine, Event, Failed, Piece, Task
-from packkv.worker.errors import Unready, WorkerError
 from packkv.worker.metrics import WorkerMetrics
 from packkv.worker.model import OpenModel, Sequence, open_model
 from packkv.worker.model.plain import PlainDecoder
@@ -134,13 +134,13 @@ def test_a_profile_that_cannot_be_read_is_named(tiny_model: Path, tmp_path: Path
 
 def test_a_model_that_cannot_be_opened_is_told_to_who_waits() -> None:
     def fails() -> OpenModel:
-        raise WorkerError("no such model")
+        raise ApiError("no such model")
 
     engine = Engine(WorkerConfig(codec="none"), fails, WorkerMetrics())
     with pytest.raises(Unready, match="not loaded yet"):
         engine.model()
     engine.start()
-    with pytest.raises(WorkerError, match="no such model"):
+    with pytest.raises(ApiError, match="no such model"):
         engine.opened.result(WAIT_S)
     with pytest.raises(Unready):
         engine.model()

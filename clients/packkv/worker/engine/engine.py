@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from packkv.serving.errors import ApiError, OutOfTime, QueueFull, Unready
 from packkv.worker.config import WorkerConfig
 from packkv.worker.engine.generation import Generation
 from packkv.worker.engine.task import Emit, Ended, Failed, Task
-from packkv.worker.errors import OutOfTime, QueueFull, Unready, WorkerError
 from packkv.worker.metrics import WorkerMetrics
 from packkv.worker.model import OpenModel
 
@@ -179,8 +179,9 @@ class Engine:
             sequence = model.decoder.begin(task.prompt, task.cache_salt)
             generation.sequence = sequence
             self._metrics.prompt_tokens.inc(len(task.prompt))
+            logits = model.decoder.prefill(sequence)
             self._metrics.cached_tokens.inc(sequence.cached_tokens)
-            ended = generation.take(model.decoder.prefill(sequence), self._metrics)
+            ended = generation.take(logits, self._metrics)
         # the boundary of one request: whatever happens, the others go on
         except Exception as error:
             self._fail(model, [generation], _broken(error))
@@ -215,7 +216,7 @@ class Engine:
         self._metrics.requests.labels("ok").inc()
         self._forget(model, generation)
 
-    def _fail(self, model: OpenModel, generations: list[Generation], error: WorkerError) -> None:
+    def _fail(self, model: OpenModel, generations: list[Generation], error: ApiError) -> None:
         for generation in generations:
             generation.emit(Failed(error))
             self._metrics.requests.labels(_outcome(error)).inc()
@@ -240,7 +241,7 @@ class Engine:
             self._changed.notify_all()
 
 
-class Cancelled(WorkerError):
+class Cancelled(ApiError):
     """Whoever asked has gone."""
 
 
@@ -248,17 +249,17 @@ def _is_over(generation: Generation) -> bool:
     return generation.cancelled or time.monotonic() > generation.deadline
 
 
-def _why_over(generation: Generation, request_s: float) -> WorkerError:
+def _why_over(generation: Generation, request_s: float) -> ApiError:
     if generation.cancelled:
         return Cancelled("the client has gone")
     return OutOfTime(f"the answer was not complete after {request_s:g} s", code="request_timeout")
 
 
-def _outcome(error: WorkerError) -> str:
+def _outcome(error: ApiError) -> str:
     reasons = ((Cancelled, "cancelled"), (OutOfTime, "late"), (Unready, "draining"))
     return next((name for kind, name in reasons if isinstance(error, kind)), "failed")
 
 
-def _broken(error: Exception) -> WorkerError:
+def _broken(error: Exception) -> ApiError:
     _log.error("a generation failed", exc_info=error)
-    return WorkerError(f"the worker could not go on: {type(error).__name__}: {error!s:.300}")
+    return ApiError(f"the worker could not go on: {type(error).__name__}: {error!s:.300}")

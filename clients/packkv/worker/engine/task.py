@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from packkv.worker.errors import WorkerError
+from packkv.serving.errors import ApiError
 from packkv.worker.sampling import Choice, Sampling
 
 
@@ -56,7 +56,7 @@ class Ended:
 class Failed:
     """The answer ends here and is not complete."""
 
-    error: WorkerError
+    error: ApiError
 
 
 Event = Piece | Ended | Failed

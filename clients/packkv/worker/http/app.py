@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
+from typing import TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,15 +14,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from packkv.serving.errors import ApiError, BadRequest, NotFound
+from packkv.serving.guard import Guard
 from packkv.worker.config import WorkerConfig
 from packkv.worker.engine import Ended, Engine, Event, Piece, Task
-from packkv.worker.errors import BadRequest, WorkerError
 from packkv.worker.http.asking import Asking
-from packkv.worker.http.guard import Guard
 from packkv.worker.http.questions import chat_task, check_model, text_task
-from packkv.worker.http.replies import ChatReply, Reply, TextReply, model_card
+from packkv.worker.http.replies import ChatReply, Reply, TextReply, model_card, named_blocks
 from packkv.worker.http.requests import Ask, ChatAsk, TextAsk
 from packkv.worker.metrics import WorkerMetrics
+from packkv.worker.model import OpenModel
+
+AskT = TypeVar("AskT", bound=Ask)
 
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -45,6 +49,7 @@ def make_app(config: WorkerConfig, engine: Engine, metrics: WorkerMetrics) -> Fa
     _add_operations(app, engine, metrics)
     _add_models(app, engine)
     _add_completions(app, engine)
+    _add_blocks(app, engine)
     return app
 
 
@@ -67,6 +72,41 @@ def _add_completions(app: FastAPI, engine: Engine) -> None:
         with_logprobs = task.sampling.top_logprobs is not None
         reply = ChatReply(model, len(task.prompt), with_logprobs, ask.wants_usage)
         return await _answer(engine, ask, task, request, reply)
+
+
+def _add_blocks(app: FastAPI, engine: Engine) -> None:
+    """What a request's blocks are called: for routers, and for `packkv match` and `doctor`."""
+
+    @app.get("/packkv/namespace", response_model=None)
+    async def namespace() -> Response:
+        found = engine.model().decoder.namespace()
+        if found is None:
+            raise NotFound("this worker shares no blocks", code="no_namespace")
+        return Response(found.canonical_json(), media_type="application/json")
+
+    @app.post("/packkv/blocks/completions", response_model=None)
+    async def of_completions(ask: TextAsk, request: Request) -> Response:
+        request.state.is_taken = True
+        return await _name_blocks(engine.model(), text_task, ask)
+
+    @app.post("/packkv/blocks/chat/completions", response_model=None)
+    async def of_chat_completions(ask: ChatAsk, request: Request) -> Response:
+        request.state.is_taken = True
+        return await _name_blocks(engine.model(), chat_task, ask)
+
+
+async def _name_blocks(
+    model: OpenModel, make_task: Callable[[AskT, OpenModel], Task], ask: AskT
+) -> Response:
+    check_model(ask.model, model)
+
+    def named() -> Response:
+        task = make_task(ask, model)
+        names = model.decoder.block_names(task.prompt, task.cache_salt)
+        return JSONResponse(named_blocks(len(task.prompt), names))
+
+    # tokenising a long text takes a while, and so does hashing it
+    return await asyncio.to_thread(named)
 
 
 def _add_models(app: FastAPI, engine: Engine) -> None:
@@ -101,8 +141,8 @@ def _add_operations(app: FastAPI, engine: Engine, metrics: WorkerMetrics) -> Non
 
 
 def _add_errors(app: FastAPI, metrics: WorkerMetrics) -> None:
-    @app.exception_handler(WorkerError)
-    async def refused(request: Request, error: WorkerError) -> Response:
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
         # the engine counts what it has taken
         if request.method == "POST" and not getattr(request.state, "is_taken", False):
             metrics.requests.labels("refused").inc()
@@ -173,7 +213,7 @@ async def _stream(asking: Asking, first: Event, reply: Reply) -> AsyncIterator[s
         if isinstance(event, Ended):
             for message in reply.closing(event):
                 yield _sse(message)
-    except WorkerError as error:
+    except ApiError as error:
         # the status is long sent: clients take an error out of the stream as well
         yield _sse(error.body())
     finally:

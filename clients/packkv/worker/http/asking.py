@@ -20,7 +20,7 @@ class Asking:
     def __init__(self, engine: Engine, task: Task, request: Request) -> None:
         """
         Raises:
-            WorkerError: the engine takes no task now.
+            ApiError: the engine takes no task now.
         """
         self._loop = asyncio.get_running_loop()
         # as many events as the answer has tokens, at most
@@ -33,7 +33,7 @@ class Asking:
         """The next event.
 
         Raises:
-            WorkerError: the answer ends here and is not complete.
+            ApiError: the answer ends here and is not complete.
         """
         event = await self._events.get()
         if isinstance(event, Failed):
@@ -44,7 +44,7 @@ class Asking:
         """All events; the last is `Ended`.
 
         Raises:
-            WorkerError: as `next`.
+            ApiError: as `next`.
         """
         while True:
             event = await self.next()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from packkv.serving.errors import BadRequest, NotFound
 from packkv.worker.engine import Task
-from packkv.worker.errors import BadRequest, NotFound
 from packkv.worker.http.requests import Ask, ChatAsk, TextAsk
 from packkv.worker.model import Message, OpenModel
 from packkv.worker.sampling import Sampling

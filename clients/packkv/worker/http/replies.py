@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from packkv.hashing import BLOCK_SIZE
 from packkv.worker.engine import Ended, Piece
 from packkv.worker.model import Language, OpenModel
 from packkv.worker.sampling import Choice
@@ -174,6 +175,16 @@ def model_card(model: OpenModel) -> Json:
         "created": 0,
         "owned_by": "packkv",
         "max_model_len": model.max_context,
+    }
+
+
+def named_blocks(prompt_tokens: int, names: Sequence[bytes]) -> Json:
+    """The blocks of a prompt by their chain hashes."""
+    return {
+        "object": "packkv.blocks",
+        "prompt_tokens": prompt_tokens,
+        "block_tokens": BLOCK_SIZE,
+        "blocks": [name.hex() for name in names],
     }
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from transformers.cache_utils import Cache
 
+from packkv.identity import Namespace
 from packkv.prefix_cache import Counters
 
 
@@ -27,14 +28,17 @@ class Sequence:
 
 
 class Decoder(Protocol):
-    """A model and the past of its sequences. Everything but `counters` from one thread."""
+    """A model and the past of its sequences. Where nothing else is said, from one thread."""
 
     def begin(self, prompt: list[int], cache_salt: str) -> Sequence:
         """A sequence with as much of its prompt as is known already; asks the store."""
         ...
 
     def prefill(self, sequence: Sequence) -> torch.Tensor:
-        """Computes the rest of the prompt; float32 logits [vocabulary] of the first new token."""
+        """Computes the rest of the prompt; float32 logits [vocabulary] of the first new token.
+
+        What `begin` has found may turn out to be less: then `cached_tokens` is less, too.
+        """
         ...
 
     def step(self, sequences: list[Sequence], token_ids: list[int]) -> torch.Tensor:
@@ -42,6 +46,15 @@ class Decoder(Protocol):
 
         After an exception none of the sequences may be used but by `end`.
         """
+        ...
+
+    def namespace(self) -> Namespace | None:
+        """Of its blocks, without a cache salt; None when it shares none. From any thread."""
+        ...
+
+    def block_names(self, prompt: list[int], cache_salt: str) -> list[bytes]:
+        """The chain hashes of the prompt's blocks that could be found, first block first. From any
+        thread; nothing is asked or computed."""
         ...
 
     def share(self, sequence: Sequence) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from packkv.worker.errors import BadRequest
+from packkv.serving.errors import BadRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from packkv.client import Client
-from packkv.integrations.hf import JoinedCache, PackKV, PackKVConfig
+from packkv.client import Store, open_store
+from packkv.errors import PrefixLost
+from packkv.identity import Namespace
+from packkv.integrations.hf import JoinedCache, PackedKVCache, PackKV, PackKVConfig
 from packkv.prefix_cache import Counters, PrefixCacheConfig
 from packkv.worker.config import WorkerConfig
 from packkv.worker.model.decoder import Sequence, positions
@@ -16,7 +18,7 @@ class PackedDecoder:
     """Decodes through a `PackKV` connector; all running sequences take each step in one pass."""
 
     def __init__(
-        self, model: PreTrainedModel, connector: PackKV, client: Client | None = None
+        self, model: PreTrainedModel, connector: PackKV, client: Store | None = None
     ) -> None:
         """
         Args:
@@ -35,22 +37,37 @@ class PackedDecoder:
         Raises:
             ConfigError: the model cannot be packed, or its weights cannot be identified.
         """
-        client = None if config.store is None else Client(config.store, config=config.client)
+        client = None if config.store is None else open_store(config.store, config=config.client)
         settings = PackKVConfig(
             codec=config.codec,
             cache_bytes=config.cache_bytes,
-            prefix=PrefixCacheConfig(deadline_s=config.deadline_s),
+            prefix=PrefixCacheConfig(deadline_s=config.deadline_s, cold=config.cold),
         )
         return cls(model, PackKV(model, client, settings), client)
 
     @torch.inference_mode()
     def begin(self, prompt: list[int], cache_salt: str) -> Sequence:
-        cache = self._connector.new_cache(torch.tensor([prompt]), cache_salt=cache_salt)
+        ids = torch.tensor([prompt])
+        cache = self._connector.new_cache(ids, cache_salt=cache_salt, layerwise=True)
         # of the one row
         return Sequence(prompt, sum(cache.matched_tokens), cache)
 
     @torch.inference_mode()
     def prefill(self, sequence: Sequence) -> torch.Tensor:
+        try:
+            return self._prefill(sequence)
+        except PrefixLost:
+            # counted and logged where it was noticed; what this worker holds is still good
+            assert isinstance(sequence.cache, PackedKVCache)
+            cache_salt = sequence.cache.cache_salt
+            sequence.cache.release()
+            sequence.cache = self._connector.new_cache(
+                torch.tensor([sequence.prompt]), cache_salt=cache_salt, fetch=False
+            )
+            sequence.cached_tokens = sum(sequence.cache.matched_tokens)
+            return self._prefill(sequence)
+
+    def _prefill(self, sequence: Sequence) -> torch.Tensor:
         rest = sequence.prompt[sequence.cached_tokens :]
         device = self._model.device
         # in one pass, so that every token sees the exact K and V of those before it
@@ -74,6 +91,12 @@ class PackedDecoder:
         )
         logits: torch.Tensor = output.logits[:, -1].float().cpu()
         return logits
+
+    def namespace(self) -> Namespace:
+        return self._connector.namespace
+
+    def block_names(self, prompt: list[int], cache_salt: str) -> list[bytes]:
+        return self._connector.block_names(prompt, cache_salt)
 
     @torch.inference_mode()
     def share(self, sequence: Sequence) -> None:

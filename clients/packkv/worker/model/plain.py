@@ -27,6 +27,12 @@ class PlainDecoder:
         pairs = zip(sequences, token_ids, strict=True)
         return torch.stack([self._run(sequence, [token_id]) for sequence, token_id in pairs])
 
+    def namespace(self) -> None:
+        return None
+
+    def block_names(self, prompt: list[int], cache_salt: str) -> list[bytes]:
+        return []
+
     def share(self, sequence: Sequence) -> None:
         """Nobody can use it."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from packkv.worker.errors import AccessRefused, BadRequest, BodyTooLarge, WorkerError
+from packkv.serving.errors import AccessRefused, ApiError, BadRequest, BodyTooLarge
 
 # Probes have no key; they are told nothing but yes or no.
 _OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -50,7 +50,7 @@ class Guard:
             if scope["path"] not in _OPEN_PATHS:
                 self._check_key(headers.get(b"authorization", b""))
             body = await self._read(receive, headers.get(b"content-length", b""))
-        except WorkerError as error:
+        except ApiError as error:
             self._on_refusal()
             # what is left of the body is not read, so the connection cannot be used again
             reply = JSONResponse(
@@ -70,7 +70,7 @@ class Guard:
         fits = [hmac.compare_digest(shown, digest) for digest in self._digests]
         if scheme.lower() != b"bearer" or not any(fits):
             raise AccessRefused(
-                "no API key, or one that this worker does not know: send "
+                "no API key, or one that this server does not know: send "
                 "'Authorization: Bearer KEY'",
                 code="invalid_api_key",
             )

@@ -1,12 +1,12 @@
 """Why a request is refused or ends early, as the OpenAI API says it.
 
-WorkerError               500  the worker broke inside
+ApiError                  500  the server broke inside
 ├── BadRequest            400  the request itself is wrong
 ├── AccessRefused         401  no API key, or an unknown one
 ├── NotFound              404  no such model or path
 ├── BodyTooLarge          413
 ├── QueueFull             429  too many requests wait: come back later
-├── Unready               503  still loading, or leaving: ask another worker
+├── Unready               503  still loading, or leaving: ask another server
 └── OutOfTime             504  the request's time is over
 """
 
@@ -17,7 +17,7 @@ from typing import ClassVar
 from packkv.errors import PackKVError
 
 
-class WorkerError(PackKVError):
+class ApiError(PackKVError):
     """Base: a sentence for the caller, and where in the request the trouble is."""
 
     status: ClassVar[int] = 500
@@ -42,35 +42,35 @@ class WorkerError(PackKVError):
         return {"retry-after": str(self.retry_after_s), "x-should-retry": "true"}
 
 
-class BadRequest(WorkerError):
-    """The request asks for what cannot be, or for what this worker does not do."""
+class BadRequest(ApiError):
+    """The request asks for what cannot be, or for what this server does not do."""
 
     status = 400
     kind = "invalid_request_error"
 
 
-class AccessRefused(WorkerError):
-    """No API key, or one that this worker does not know."""
+class AccessRefused(ApiError):
+    """No API key, or one that this server does not know."""
 
     status = 401
     kind = "invalid_request_error"
 
 
-class NotFound(WorkerError):
+class NotFound(ApiError):
     """No such model, or no such path."""
 
     status = 404
     kind = "invalid_request_error"
 
 
-class BodyTooLarge(WorkerError):
+class BodyTooLarge(ApiError):
     """The request has more bytes than are read."""
 
     status = 413
     kind = "invalid_request_error"
 
 
-class QueueFull(WorkerError):
+class QueueFull(ApiError):
     """As many requests wait as may wait."""
 
     status = 429
@@ -78,14 +78,14 @@ class QueueFull(WorkerError):
     retry_after_s = 1
 
 
-class Unready(WorkerError):
-    """The model is not loaded yet, or the worker is leaving."""
+class Unready(ApiError):
+    """The model is not loaded yet, or the server is leaving, or there is none."""
 
     status = 503
     retry_after_s = 5
 
 
-class OutOfTime(WorkerError):
+class OutOfTime(ApiError):
     """The request was not answered within its time."""
 
     status = 504
