@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,19 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 
 from packkv.bench.codec.budgets import budgeted_profiles, even_profile, scaled_profiles
+from packkv.bench.codec.command import _within_positions
 from packkv.bench.codec.exact import ExactRun
-from packkv.bench.codec.families import hybrid
+from packkv.bench.codec.families import Grid, hybrid
+from packkv.bench.codec.plan import Plan
 from packkv.bench.codec.setting import KeysValues
 from packkv.cli import app
 from packkv_kernels.config import CacheShape
@@ -108,6 +116,43 @@ def test_the_score_is_that_of_the_whole_sequence() -> None:
     torch.testing.assert_close(exact._exact, wanted, atol=1e-4, rtol=0)
 
 
+def test_greedy_tokens_are_those_that_the_model_generates() -> None:
+    model = tiny_model()
+    ids = torch.randint(0, 256, (1, 161), generator=torch.Generator().manual_seed(1))
+    exact = ExactRun(model, ids, 128, greedy_tokens=24)
+    wanted = generated(model, exact.keys, exact.values, ids[:, :129], 24)
+    assert exact.greedy_equal_tokens(exact.keys, exact.values) == 24
+    found = []
+    for noise in (0.02, 0.1, 0.3, 1.0):
+        keys = exact.keys + noise * torch.randn_like(exact.keys)
+        tokens = generated(model, keys, exact.values, ids[:, :129], 24)
+        common = [a == b for a, b in zip(tokens, wanted, strict=True)]
+        equal = common.index(False) if False in common else 24
+        assert exact.greedy_equal_tokens(keys, exact.values) == equal
+        found.append(equal)
+    assert 0 < min(found) < 24 or 0 in found
+    assert len(set(found)) > 1
+
+
+def generated(
+    model: Any, keys: torch.Tensor, values: torch.Tensor, prompt: torch.Tensor, count: int
+) -> list[int]:
+    """Token by token, through `generate`, over K and V of all tokens of the prompt but one."""
+    cache = DynamicCache()
+    for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
+        cache.update(k.transpose(0, 1)[None], v.transpose(0, 1)[None], layer)
+    output = model.generate(
+        prompt,
+        past_key_values=cache,
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    found: list[int] = output[0, prompt.shape[1] :].tolist()
+    return found
+
+
 def test_budgets_trade_bits_for_kl() -> None:
     model = tiny_model()
     ids = torch.randint(0, 256, (2, 1, 225), generator=torch.Generator().manual_seed(1))
@@ -139,6 +184,7 @@ def test_quick_writes_what_the_contract_asks(folder: Path, tmp_path: Path) -> No
             *("bench", "codec", "--quick", "--model", str(folder)),
             *("--text", str(text), "--text", str(Path(__file__))),
             *("--prefix-tokens", "192", "--scored-tokens", "32"),
+            *("--long-prefix-tokens", "640", "--greedy-tokens", "8"),
             *("--json", str(files["json"]), "--csv", str(files["csv"])),
             *("--plot", str(files["svg"])),
         ],
@@ -148,15 +194,41 @@ def test_quick_writes_what_the_contract_asks(folder: Path, tmp_path: Path) -> No
     for row in found["rows"]:
         assert {key for key, kind in ROW.items() if not isinstance(row.get(key), kind)} == set()
         assert (row["published_bits"] is not None) == (row["codec"] == "packkv")
-    assert {row["codec"] for row in found["rows"]} >= {*CODECS, "fp8", "int4-hadamard"}
+    codecs = {row["codec"] for row in found["rows"]}
+    assert codecs >= {*CODECS, "fp8", "int4-hadamard", "transformers-fp8"}
     for codec in CODECS:
         assert {"0.005", "0.018"} <= {
             key for key, bits in found["bits_at_kl"][codec].items() if isinstance(bits, Number)
         }
     assert found["texts"] == ["text.txt", "test_codec.py"]
+    # only one of them is long enough for the second prefix
+    long = found["long_prefix"]
+    assert (long["prefix_tokens"], long["texts"]) == (640, ["test_codec.py"])
+    assert {row["codec"] for row in long["rows"]} == codecs
+    assert any("from text.txt: shorter than 673 tokens" in note for note in found["notes"])
+    for section, texts in ((found, 2), (long, 1)):
+        assert {*section["greedy_at_kl"]} == codecs
+        for at in section["greedy_at_kl"].values():
+            assert {key: len(near["equal_tokens"]) for key, near in at.items()} == {
+                "0.005": texts,
+                "0.018": texts,
+            }
+            assert all(0 <= n <= 8 for near in at.values() for n in near["equal_tokens"])
     lines = list(csv.DictReader(files["csv"].read_text(encoding="utf-8").splitlines()))
-    assert [line["setting"] for line in lines] == [row["setting"] for row in found["rows"]]
+    rows = [(192, row) for row in found["rows"]] + [(640, row) for row in long["rows"]]
+    assert [(int(line["prefix_tokens"]), line["setting"]) for line in lines] == [
+        (tokens, row["setting"]) for tokens, row in rows
+    ]
     assert ElementTree.parse(files["svg"]).getroot().tag.endswith("svg")
+
+
+def test_a_model_without_positions_for_the_long_prefix_is_measured_without() -> None:
+    plan = Plan(128, 16, Grid.QUICK, long_prefix_tokens=1000, greedy_tokens=24)
+    kept, notes = _within_positions(plan, tiny_model())
+    assert (kept.long_prefix_tokens, len(notes)) == (0, 1)
+    assert "they take 1,025 positions, and the model has 1,024" in notes[0]
+    fits = replace(plan, long_prefix_tokens=999)
+    assert _within_positions(fits, tiny_model()) == (fits, [])
 
 
 def test_a_short_text_is_refused_by_name(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from packkv.bench.codec.affine import KiviKeys, KiviValues, RotatedAffine
 from packkv.bench.codec.baseline import Baseline, Quantiser, pack_codes, unpack_codes
-from packkv.bench.codec.families import Grid, baselines
+from packkv.bench.codec.families import Grid, baselines, variants
 from packkv.bench.codec.float8 import Float8
 from packkv.bench.codec.gaussian import RotatedGaussian, lloyd_max
 from packkv.bench.codec.kvcomp import KVCompKeys, KVCompValues
@@ -58,6 +58,17 @@ def test_every_setting_keeps_shape_and_sinks(
         assert torch.equal(v[:, :SINKS], values[:, :SINKS].half().float())
         least = head_bytes(keys) + 4 * keys[:, :SINKS].numel()
         assert least < encoded.nbytes < 4 * 4 * keys.numel()
+
+
+def test_variants_are_the_papers_other_choices() -> None:
+    keys, values = cache(1, 2, 16, 140)
+    # of the same scales: what repacking and packs are worth is the difference in bytes
+    first = {family.codec: family.settings[0] for family in [*QUICK, *variants(Grid.QUICK)]}
+    size = {codec: setting.encode(keys, values).nbytes for codec, setting in first.items()}
+    assert size["packkv"] < size["packkv-median"]
+    assert size["packkv"] < size["packkv-none"]
+    assert size["packkv"] != size["packkv-p8"] != size["packkv-p4"]
+    assert size["kvcomp-block"] < size["kvcomp"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -7,7 +7,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from packkv.bench.codec.curve import Point, crossing, interval, lower_hull
+from packkv.bench.codec.curve import (
+    Point,
+    crossing,
+    interval,
+    lower_hull,
+    nearest,
+    neighbours,
+)
 from packkv.bench.codec.plot import svg
 
 # log KL falls by ln 10 per bit
@@ -40,6 +47,30 @@ def test_bits_beyond_the_curve_are_marked(bits: float) -> None:
     assert found is not None
     assert found.bits == pytest.approx(bits)
     assert found.extrapolated
+
+
+@pytest.mark.parametrize(
+    ("kls", "wanted"),
+    [
+        ((0.05,), [2, 0]),
+        ((0.05, 0.005), [2, 0, 1]),
+        # beyond the curve: the two that are nearest, which a crossing extends
+        ((0.5,), [2, 0]),
+        ((1e-5,), [0, 1]),
+        # on a point
+        ((0.01,), [2, 0]),
+    ],
+)
+def test_neighbours_enclose_a_kl(kls: tuple[float, ...], wanted: list[int]) -> None:
+    points = [LINE[1], LINE[2], LINE[0]]
+    assert neighbours(points, kls) == wanted
+    assert neighbours(points[:1], kls) == [0]
+
+
+def test_nearest_is_by_ratio() -> None:
+    points = [Point(1, 0.1), Point(2, 0.02), Point(3, 0.001)]
+    assert nearest(points, 0.05) == 0
+    assert nearest(points, 0.005) == 1
 
 
 def test_no_curve_has_no_bits() -> None:

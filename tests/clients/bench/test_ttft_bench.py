@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from typer.testing import CliRunner
 
 from packkv.bench.store.processes import free_port
-from packkv.bench.ttft.experiment import MEASURED, SIMULATED, Choice, Row, run
+from packkv.bench.ttft.experiment import MEASURED, SIMULATED, Choice, Found, Row, run
+from packkv.bench.ttft.first_token import FirstToken
 from packkv.bench.ttft.pace import Pace
 from packkv.bench.ttft.plan import Plan
 from packkv.bench.ttft.report import as_json, csv_rows
@@ -175,7 +176,9 @@ def test_the_choice_turns_with_the_link(tmp_path: Path) -> None:
     # this model takes to compute them, and far less than the imagined worker takes
     plan = Plan((64, 128), gbps=(0.004, None), prefill_rates=(10.0,), loads=1)
     progress = Quiet()
-    rows = run(tiny_model(), tokens(129), plan, "raw", tmp_path, progress, weights_digest="w1")
+    rows, first_tokens = run(
+        tiny_model(), tokens(160), plan, "raw", tmp_path, progress, weights_digest="w1"
+    )
     assert progress.done == progress.announced
     assert [(row.prefix_tokens, row.gbps, row.choice.prefill) for row in rows] == [
         (length, gbps, kind)
@@ -191,12 +194,18 @@ def test_the_choice_turns_with_the_link(tmp_path: Path) -> None:
     assert straight.load_s < slow.load_s
     assert slow.choice.loaded_tokens == 0
     assert of[128, None, SIMULATED].choice == Choice(SIMULATED, 12.8, 128)
+    assert [(one.prefix_tokens, one.question_tokens, one.gbps) for one in first_tokens] == [
+        (128, 32, 0.004),
+        (128, 32, None),
+    ]
+    # either way the bytes have to come
+    assert min(first_tokens[0].whole_s, first_tokens[0].layerwise_s) >= 0.95 * slow.load_s / 2
 
 
 def test_too_few_tokens_are_an_error(tmp_path: Path) -> None:
     plan = Plan((128,), gbps=(None,), prefill_rates=(), loads=1)
-    with pytest.raises(ConfigError, match="128 tokens are too few for a prefix of 128"):
-        run(tiny_model(), tokens(128), plan, "raw", tmp_path, Quiet(), weights_digest="w1")
+    with pytest.raises(ConfigError, match="159 tokens are too few for a prefix of 128"):
+        run(tiny_model(), tokens(159), plan, "raw", tmp_path, Quiet(), weights_digest="w1")
 
 
 def row(gbps: float | None, load_s: float, loaded: int, kind: str = MEASURED) -> Row:
@@ -205,7 +214,8 @@ def row(gbps: float | None, load_s: float, loaded: int, kind: str = MEASURED) ->
 
 def test_the_json_has_the_agreed_keys_and_states_the_crossover() -> None:
     rows = [row(1, 0.06, 1024), row(1, 0.06, 448, SIMULATED), row(None, 0.02, 0)]
-    figures = as_json(rows, {"date": "2030-01-01", "texts": "a text"})
+    first_tokens = [FirstToken(1024, 64, 1.0, 0.3, 0.2, 0.15)]
+    figures = as_json(Found(rows, first_tokens), {"date": "2030-01-01", "texts": "a text"})
     assert [one["chosen"] for one in figures["rows"]] == ["load", "part", "recompute"]
     first = figures["rows"][0]
     assert (first["recompute_s"], first["load_s"]) == (2.0, 0.06)
@@ -216,13 +226,16 @@ def test_the_json_has_the_agreed_keys_and_states_the_crossover() -> None:
         {"prefix_tokens": 1024, "gbps": pytest.approx(0.04 / 1.98)},
     ]
     flat = csv_rows(figures, {"date": "2030-01-01", "crossover": []})
-    assert [one["bench"] for one in flat] == ["ttft"] * 3
+    assert [one["bench"] for one in flat] == ["ttft"] * 3 + ["ttft first token"]
+    assert (flat[-1]["whole_s"], flat[-1]["layerwise_s"]) == (0.3, 0.2)
     assert all(one["date"] == "2030-01-01" and "crossover" not in one for one in flat)
 
 
 def test_a_prefix_that_no_link_makes_worth_loading_has_no_crossover() -> None:
     slow_store = row(None, 2.5, 0)
-    assert as_json([slow_store], {})["crossover"] == [{"prefix_tokens": 1024, "gbps": None}]
+    assert as_json(Found([slow_store], []), {})["crossover"] == [
+        {"prefix_tokens": 1024, "gbps": None}
+    ]
 
 
 def bench(*arguments: str) -> Any:
@@ -244,7 +257,9 @@ def test_the_command_measures_the_model_of_the_demo(tmp_path: Path, smollm2: Pat
     assert figures["rows"][2]["chosen"] == "load"
     assert "this machine should load above" in done.output
     with results.open(newline="", encoding="utf-8") as file:
-        assert [line["codec"] for line in csv.DictReader(file)] == [figures["codec"]] * 4
+        assert [line["codec"] for line in csv.DictReader(file)] == [figures["codec"]] * 6
+    for one in figures["first_token"]:
+        assert 0 < one["question_s"] < one["whole_s"] + one["layerwise_s"]
 
 
 @pytest.mark.parametrize(
@@ -263,6 +278,7 @@ def test_the_command_measures_the_model_of_the_demo(tmp_path: Path, smollm2: Pat
         (["--prefill-rate", "-1"], "is not above 0"),
         (["--codec", "zip"], "zip"),
         (["--loads", "0"], "--loads"),
+        (["--question-tokens", "64"], "not between 1 and 63"),
         (["--model", "/nowhere"], "no model at /nowhere"),
         (["--text", "/nowhere"], "/nowhere"),
     ],

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-__all__ = ["Crossing", "Point", "crossing", "interval", "lower_hull"]
+__all__ = ["Crossing", "Point", "crossing", "interval", "lower_hull", "nearest", "neighbours"]
 
 _RESAMPLES = 2000
 
@@ -76,6 +76,27 @@ def crossing(points: Sequence[Point], kl: float) -> Crossing | None:
     if left.kl <= right.kl or left.bits == right.bits:
         return None
     return Crossing(_on_line(left, right, kl), extrapolated=True)
+
+
+def neighbours(points: Sequence[Point], kls: Sequence[float]) -> list[int]:
+    """Indices of the points that enclose each KL, or lie next to it, from few bits to many.
+
+    Args:
+        points: of one codec; order does not matter.
+        kls: the KLs wanted.
+    """
+    ordered = sorted(range(len(points)), key=lambda i: points[i].bits)
+    wanted: set[int] = set()
+    for kl in kls:
+        beyond = (place for place, i in enumerate(ordered) if points[i].kl <= kl)
+        right = min(max(next(beyond, len(ordered)), 1), len(ordered) - 1)
+        wanted |= {max(right - 1, 0), right}
+    return [ordered[place] for place in sorted(wanted)]
+
+
+def nearest(points: Sequence[Point], kl: float) -> int:
+    """Index of the point whose KL is nearest, as a ratio."""
+    return min(range(len(points)), key=lambda i: abs(math.log(points[i].kl / kl)))
 
 
 def _on_line(left: Point, right: Point, kl: float) -> float:

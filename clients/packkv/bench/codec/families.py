@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
 
+from transformers import PreTrainedConfig
+
 from packkv.bench.codec.affine import KiviKeys, KiviValues, RotatedAffine
 from packkv.bench.codec.baseline import Baseline
 from packkv.bench.codec.float8 import Float8
@@ -14,12 +16,13 @@ from packkv.bench.codec.gaussian import RotatedGaussian
 from packkv.bench.codec.hybrid import PayloadSetting
 from packkv.bench.codec.kvcomp import KVCompKeys, KVCompValues
 from packkv.bench.codec.published import PublishedPackKV
+from packkv.bench.codec.quantized_cache import GroupWise, TransformersCache
 from packkv.bench.codec.setting import Family
 from packkv_kernels.config import HybridConfig
 from packkv_kernels.packs import Repacking
 from packkv_kernels.profile import Profile
 
-__all__ = ["Grid", "baselines", "even_hybrid", "hybrid"]
+__all__ = ["Grid", "baselines", "even_hybrid", "hybrid", "transformers_caches", "variants"]
 
 
 class Grid(StrEnum):
@@ -63,24 +66,28 @@ _KIVI_GROUPS = {
     Grid.WIDE: ((2, 64), (2, 32), (3, 64), (3, 32), (4, 64), (4, 32)),
 }
 
+# transformers' QuantizedCache: the first ones are the first that a small grid takes; K along
+# tokens and V along channels is what KIVI advises, the same axis for both the class's default.
+_QUANTO = tuple(
+    GroupWise(bits, *axes, group)
+    for group in (64, 32, 128)
+    for axes in ((0, 0), (-1, 0), (-1, -1), (0, -1))
+    for bits in (2, 4)
+)
+_HQQ = (
+    *(GroupWise(bits, axis, axis, 64) for axis in (0, 1) for bits in (2, 4)),
+    # of 3 bits along axis 1 hqq cannot read what it wrote
+    *(GroupWise(3, 0, 0, group) for group in (64, 32)),
+    *(GroupWise(bits, *axes, 64) for axes in ((0, 1), (1, 0)) for bits in (2, 4)),
+    *(GroupWise(bits, axis, axis, 32) for axis in (0, 1) for bits in (2, 4)),
+)
+
 
 def baselines(grid: Grid) -> list[Family]:
     """Everybody else's codecs."""
     return [
-        Family(
-            "packkv",
-            [
-                PublishedPackKV(rel_k, rel_v, Repacking.GREEDY)
-                for rel_k, rel_v in product(_PACKKV_K.at(grid), _PACKKV_V.at(grid))
-            ],
-        ),
-        Family(
-            "kvcomp",
-            [
-                Baseline(KVCompKeys(rel_k), KVCompValues(rel_v))
-                for rel_k, rel_v in product(_KVCOMP_K.at(grid), _KVCOMP_V.at(grid))
-            ],
-        ),
+        _packkv("packkv", grid),
+        _kvcomp("kvcomp", grid),
         Family(
             "kivi",
             [
@@ -104,6 +111,52 @@ def baselines(grid: Grid) -> list[Family]:
         ),
         Family("fp8", [Baseline(Float8(), Float8())]),
     ]
+
+
+def variants(grid: Grid) -> list[Family]:
+    """The papers' other choices, each over the same settings as the one that is reported."""
+    return [
+        _packkv("packkv-none", grid, Repacking.NONE),
+        _packkv("packkv-median", grid, Repacking.MEDIAN),
+        _packkv("packkv-p8", grid, pack_tokens=8),
+        _packkv("packkv-p4", grid, pack_tokens=4),
+        _kvcomp("kvcomp-block", grid, "block"),
+    ]
+
+
+def transformers_caches(grid: Grid, config: PreTrainedConfig, backend: str) -> Family:
+    """transformers' QuantizedCache.
+
+    Args:
+        grid: how many settings.
+        config: of the model.
+        backend: "quanto", "hqq" or "fp8".
+    """
+    options = {"quanto": _QUANTO, "hqq": _HQQ}.get(backend, (None,))
+    settings = [TransformersCache(backend, config, option) for option in options[: grid.size**2]]
+    return Family(f"transformers-{backend}", settings)
+
+
+def _packkv(
+    codec: str, grid: Grid, repacking: Repacking = Repacking.GREEDY, pack_tokens: int = 16
+) -> Family:
+    return Family(
+        codec,
+        [
+            PublishedPackKV(rel_k, rel_v, repacking, pack_tokens)
+            for rel_k, rel_v in product(_PACKKV_K.at(grid), _PACKKV_V.at(grid))
+        ],
+    )
+
+
+def _kvcomp(codec: str, grid: Grid, units: str = "channel") -> Family:
+    return Family(
+        codec,
+        [
+            Baseline(KVCompKeys(rel_k, units), KVCompValues(rel_v))
+            for rel_k, rel_v in product(_KVCOMP_K.at(grid), _KVCOMP_V.at(grid))
+        ],
+    )
 
 
 def even_hybrid(profile: Profile, grid: Grid, codec: str) -> Family:

@@ -14,20 +14,23 @@ __all__ = ["KVCompKeys", "KVCompValues"]
 
 @dataclass(frozen=True)
 class KVCompKeys:
-    """K in blocks of 64 tokens, a step per channel, one Huffman codebook per layer.
+    """K in blocks of 64 tokens, one Huffman codebook per layer.
 
     Attributes:
-        rel: step as a share of the channel's range in the block.
+        rel: step as a share of the range of a unit.
+        units: what has a step of its own: "channel" of a block, or all of a "block".
     """
 
     rel: float
+    units: str = "channel"
 
     @property
     def label(self) -> str:
-        return f"{self.rel:g}"
+        return f"{self.rel:g} by {self.units}"
 
     def encode(self, values: torch.Tensor) -> _StoredSides:
-        return _encode(values, [KVCompConfig(rel_k=self.rel).keys() for _ in values])
+        config = KVCompConfig(rel_k=self.rel, k_units=self.units)
+        return _encode(values, [config.keys() for _ in values])
 
 
 @dataclass(frozen=True)

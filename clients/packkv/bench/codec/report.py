@@ -9,37 +9,49 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from packkv.bench.codec.curve import Crossing, crossing, interval
-from packkv.bench.codec.experiment import Row
+from packkv.bench.codec.curve import Crossing, crossing, interval, nearest
+from packkv.bench.codec.experiment import COMPARED_KLS, Findings
+from packkv.bench.codec.row import Row
 from packkv.bench.results import append_rows
 
-__all__ = ["NOTES", "append_csv", "as_json", "show"]
+__all__ = ["append_csv", "as_json", "show"]
 
-_KLS = (0.001, 0.005, 0.018)
+_KLS = (0.001, *COMPARED_KLS)
 
 # a KL that few codecs reach is reported where measured points enclose it, and nowhere else
 _MEASURED_ONLY = (0.001,)
 
 _OURS = "hybrid"
 
-NOTES = (
-    "no row for transformers' QuantizedCache: it needs optimum-quanto or hqq, which PackKV does "
-    "not depend on",
-)
 
-
-def as_json(rows: Sequence[Row], about: Mapping[str, object]) -> dict[str, Any]:
+def as_json(
+    findings: Findings, about: Mapping[str, object], about_long: Mapping[str, object]
+) -> dict[str, Any]:
     """The contract of `packkv bench codec`, with what it was measured on.
 
     `rows` and `bits_at_kl` hold means over texts. `extrapolated` names the bits that no measured
-    points enclose; `bits_ratio` has (codec / hybrid) at equal KL with a 95 % interval over texts.
+    points enclose; `bits_ratio` has (codec / hybrid) at equal KL with a 95 % interval over texts;
+    `greedy_at_kl` the setting nearest each KL, and how many greedy tokens each text has in common
+    with the exact cache. `long_prefix` has the same of the long prefix, if it was measured.
+
+    Args:
+        findings: on the reported texts.
+        about: what is true of everything.
+        about_long: what is true of the long prefix alone.
     """
+    figures: dict[str, Any] = {**about, **_figures(findings.rows)}
+    if findings.long_rows:
+        figures["long_prefix"] = {**about_long, **_figures(findings.long_rows)}
+    figures["notes"] = list(findings.notes)
+    return figures
+
+
+def _figures(rows: Sequence[Row]) -> dict[str, Any]:
     curves = _curves(rows)
     crossings = _crossings(curves)
     return {
-        **about,
         "rows": [_as_dict(row) for row in rows],
         "bits_at_kl": {
             codec: {key: found.bits for key, found in at.items()} for codec, at in crossings.items()
@@ -50,7 +62,7 @@ def as_json(rows: Sequence[Row], about: Mapping[str, object]) -> dict[str, Any]:
             if any(found.extrapolated for found in at.values())
         },
         "bits_ratio": _ratios(curves, crossings),
-        "notes": list(NOTES),
+        "greedy_at_kl": {codec: _greedy(curve) for codec, curve in curves.items()},
     }
 
 
@@ -60,11 +72,17 @@ def append_csv(path: Path, rows: Sequence[Row], about: Mapping[str, object]) -> 
 
 
 def show(figures: Mapping[str, Any], console: Console) -> None:
-    """Prints the operating points, the bits at equal KL, and the notes."""
-    console.print(_points_table(figures["rows"]))
-    console.print(_bits_table(figures))
-    if figures["extrapolated"]:
-        console.print("~ extrapolated: no measured settings on both sides", style="dim")
+    """Prints the operating points, the bits at equal KL, greedy generation, and the notes."""
+    sections = [figures, *filter(None, [figures.get("long_prefix")])]
+    for section in sections:
+        console.print(_points_table(section))
+    for section in sections:
+        console.print(_bits_table(section))
+        if section["extrapolated"]:
+            console.print("~ extrapolated: no measured settings on both sides", style="dim")
+    if figures["greedy_tokens"]:
+        for section in sections:
+            console.print(_greedy_table(section, figures["greedy_tokens"]))
     for note in figures["notes"]:
         console.print(note, style="dim")
 
@@ -97,6 +115,18 @@ def _ratios(
     return ratios
 
 
+def _greedy(curve: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for kl in COMPARED_KLS:
+        row = curve[nearest([row.point for row in curve], kl)]
+        found[f"{kl:g}"] = {
+            "setting": row.setting.label,
+            "kl": row.point.kl,
+            "equal_tokens": [measured.greedy_equal_tokens for measured in row.texts],
+        }
+    return found
+
+
 def _as_dict(row: Row) -> dict[str, Any]:
     texts = row.texts
     halves = 2e-9 * sum(measured.values for measured in texts)
@@ -111,16 +141,23 @@ def _as_dict(row: Row) -> dict[str, Any]:
         "dnll": float(np.mean([measured.score.dnll for measured in texts])),
         "encode_gbs": halves / sum(measured.encode_s for measured in texts),
         "decode_gbs": halves / sum(measured.decode_s for measured in texts),
+        "greedy_equal_tokens": float(np.mean([m.greedy_equal_tokens for m in texts])),
         # PackKV alone: the same integers by the paper's count, without sinks and most metadata
         "published_bits": float(np.mean(row.published_bits)) if row.published_bits else None,
     }
 
 
-def _points_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("codec", "setting", title="Operating points", title_justify="left")
-    for name in ("bits", "KL", "KL p99", "top-1", "ΔNLL", "encode GB/s", "decode GB/s"):
+def _codec_column() -> Column:
+    """Names are told apart by their ends: narrow terminals shorten figures first."""
+    return Column("codec", no_wrap=True)
+
+
+def _points_table(section: Mapping[str, Any]) -> Table:
+    title = f"Operating points, {section['prefix_tokens']:,} tokens"
+    table = Table(_codec_column(), "setting", title=title, title_justify="left")
+    for name in ("bits", "KL", "KL p99", "top-1", "ΔNLL", "greedy", "encode GB/s", "decode GB/s"):
         table.add_column(name, justify="right")
-    for row in rows:
+    for row in section["rows"]:
         table.add_row(
             row["codec"],
             row["setting"],
@@ -129,6 +166,7 @@ def _points_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['kl_p99']:.4f}",
             f"{row['top1']:.1%}",
             f"{row['dnll']:+.4f}",
+            f"{row['greedy_equal_tokens']:.0f}",
             f"{row['encode_gbs']:.2f}",
             f"{row['decode_gbs']:.2f}",
         )
@@ -136,7 +174,8 @@ def _points_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _bits_table(figures: Mapping[str, Any]) -> Table:
-    table = Table("codec", title="Bits per value at equal KL", title_justify="left")
+    title = f"Bits per value at equal KL, {figures['prefix_tokens']:,} tokens"
+    table = Table(_codec_column(), title=title, title_justify="left")
     for kl in _KLS:
         table.add_column(f"KL {kl:g}", justify="right")
         table.add_column(f"× {_OURS}", justify="right", style="dim")
@@ -147,6 +186,21 @@ def _bits_table(figures: Mapping[str, Any]) -> Table:
             mark = "~" if key in figures["extrapolated"].get(codec, ()) else ""
             cells.append(f"{mark}{bits[key]:.2f}" if key in bits else "–")
             cells.append(_spelled(figures["bits_ratio"].get(codec, {}).get(key)))
+        table.add_row(codec, *cells)
+    return table
+
+
+def _greedy_table(section: Mapping[str, Any], greedy_tokens: int) -> Table:
+    title = f"Greedy tokens before the first that differs, of {greedy_tokens}, by text"
+    title = f"{title}; {section['prefix_tokens']:,} tokens"
+    table = Table(_codec_column(), title=title, title_justify="left")
+    for kl in COMPARED_KLS:
+        table.add_column(f"nearest KL {kl:g}")
+    for codec, at in section["greedy_at_kl"].items():
+        cells = [
+            f"{' '.join(map(str, found['equal_tokens']))}  (KL {found['kl']:.4f})"
+            for found in at.values()
+        ]
         table.add_row(codec, *cells)
     return table
 

@@ -62,17 +62,20 @@ def read_module(name: str) -> Text:
     return Text(name, read_text(Path(spec.origin)).content)
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, text: Text, count: int) -> torch.Tensor:
-    """The first `count` token ids of a text, int64 [1, count].
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, text: Text, least: int, most: int | None = None
+) -> torch.Tensor:
+    """The first token ids of a text, int64 [1, least … most]; most is least unless told.
 
     Raises:
-        ConfigError: the text has fewer.
+        ConfigError: the text has fewer than `least`.
     """
+    count = max(least, most or least)
     start = text.content[: count * _CHARACTERS_PER_TOKEN]
     ids: Sequence[int] = tokenizer(start, add_special_tokens=False)["input_ids"]
-    if len(ids) < count:
+    if len(ids) < least:
         raise ConfigError(
-            f"{text.name} has {len(ids):,} tokens, but prefix and scored tokens take {count:,}: "
+            f"{text.name} has {len(ids):,} tokens, but prefix and scored tokens take {least:,}: "
             "give a longer text or smaller --prefix-tokens and --scored-tokens"
         )
     return torch.tensor([list(ids[:count])])

@@ -15,7 +15,7 @@ from packkv.bench.progress import bars, ended_by_sigterm
 from packkv.errors import ConfigError
 
 if TYPE_CHECKING:
-    from packkv.bench.ttft.experiment import Row
+    from packkv.bench.ttft.experiment import Found
     from packkv.bench.ttft.plan import Plan
 
 _UNLIMITED = "unlimited"
@@ -43,6 +43,9 @@ def ttft(
         str, typer.Option(help="tokens a second of workers to imagine as well; '' for none")
     ] = "40000",
     loads: Annotated[int, typer.Option(min=1, max=1000, help="timed loads of each, at most")] = 9,
+    question_tokens: Annotated[
+        int, typer.Option(help="tokens behind the longest prefix, computed for its first token")
+    ] = 32,
     model: Annotated[
         Path | None,
         typer.Option(help="transformers folder or GGUF file  [default: SmolLM2-135M-Instruct]"),
@@ -66,6 +69,9 @@ def ttft(
                of that bandwidth: a process in between that lets bytes pass no faster
     chosen     what the SDK's prefix cache does by itself once it has seen both: load, recompute,
                or part, which loads the front and computes the rest
+    first      from a prompt to its first token: the longest prefix and a question behind it, when
+    token      the model begins after the prefix has come, and when each layer waits for its own
+               part (layer by layer); in turn
 
     This machine's CPU computes slowly, so loading wins over any link of a data centre. The rows
     with * tell the prefix cache of a worker that computes at --prefill-rate, and show where a
@@ -77,15 +83,17 @@ def ttft(
         packkv bench ttft --prefix-tokens 4096 --prefill-rate 20000,50000,200000
     """
     if quick:
-        plan = _plan("128", f"1,{_UNLIMITED}", prefill_rate, 1)
+        plan = _plan("128", f"1,{_UNLIMITED}", prefill_rate, 1, question_tokens)
     else:
-        plan = _plan(prefix_tokens, gbps, prefill_rate, loads)
+        plan = _plan(prefix_tokens, gbps, prefill_rate, loads, question_tokens)
     console = Console()
-    rows, about = _measure(plan, codec, model, text, console)
-    _write(rows, {**about, "note": note}, console, json_file, csv_file)
+    found, about = _measure(plan, codec, model, text, console)
+    _write(found, {**about, "note": note}, console, json_file, csv_file)
 
 
-def _plan(prefix_tokens: str, gbps: str, prefill_rate: str, loads: int) -> Plan:
+def _plan(
+    prefix_tokens: str, gbps: str, prefill_rate: str, loads: int, question_tokens: int
+) -> Plan:
     from packkv.bench.ttft.plan import Plan
 
     return Plan(
@@ -95,6 +103,7 @@ def _plan(prefix_tokens: str, gbps: str, prefill_rate: str, loads: int) -> Plan:
         ),
         prefill_rates=tuple(_numbers("--prefill-rate", prefill_rate)),
         loads=loads,
+        question_tokens=question_tokens,
     )
 
 
@@ -115,7 +124,7 @@ def _number(option: str, word: str) -> float:
 
 def _measure(
     plan: Plan, codec: str, model: Path | None, text: Path | None, console: Console
-) -> tuple[list[Row], dict[str, object]]:
+) -> tuple[Found, dict[str, object]]:
     # before transformers and torch are imported: our steps are the progress, nothing is fetched
     # from a hub, and threads that wait must not take the processor from store and link
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -135,19 +144,19 @@ def _measure(
         raise ConfigError(str(reason)) from reason
     content = read_module(TUNING_MODULES[0]) if text is None else read_text(text)
     folder = model_folder(model)
-    ids = token_ids(load_tokenizer(folder), content, plan.longest + 1)
+    ids = token_ids(load_tokenizer(folder), content, plan.tokens)
     with (
         ended_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="packkv-bench-") as logs,
         bars(console) as progress,
     ):
-        rows = run(load(folder), ids, plan, spelled, Path(logs), progress)
+        found = run(load(folder), ids, plan, spelled, Path(logs), progress)
     about = {**origin(), "model": folder.name, "codec": spelled, "texts": content.name}
-    return rows, about
+    return found, about
 
 
 def _write(
-    rows: list[Row],
+    found: Found,
     about: dict[str, object],
     console: Console,
     json_file: Path | None,
@@ -156,7 +165,7 @@ def _write(
     from packkv.bench.results import append_rows
     from packkv.bench.ttft.report import as_json, csv_rows, show
 
-    figures = as_json(rows, about)
+    figures = as_json(found, about)
     show(figures, console)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -10,27 +10,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from packkv.bench.store.processes import RamStore, free_port
+from packkv.bench.ttft.first_token import FirstToken, first_token
 from packkv.bench.ttft.plan import Plan
+from packkv.bench.ttft.publishing import (
+    SPARE_BYTES,
+    Incomplete,
+    Progress,
+    Published,
+    publish,
+    values_bytes,
+)
 from packkv.client import Client, ClientConfig
-from packkv.demo.answering import warm_up
 from packkv.demo.processes import Child
-from packkv.errors import ConfigError, PackKVError
-from packkv.identity import Namespace
-from packkv.integrations.hf import PackKV, PackKVConfig
-from packkv.integrations.hf.model import kv_dtype_of, shape_of
+from packkv.errors import ConfigError
 from packkv.prefix_cache import PrefixCache, PrefixCacheConfig
-from packkv_kernels.config import CacheShape, CodecConfig
-from packkv_kernels.format.payload import KVDtype
 from packkv_kernels.paged_cache import PagedCache
-from packkv_kernels.profile import Profile
 
-__all__ = ["MEASURED", "SIMULATED", "Choice", "Incomplete", "Progress", "Row", "run"]
+__all__ = ["MEASURED", "SIMULATED", "Choice", "Found", "Row", "run"]
 
 MEASURED: Final = "measured"
 SIMULATED: Final = "simulated"
@@ -42,23 +44,9 @@ _STORE_HOST: Final = "127.0.0.1"
 _EXPLORING_LOADS: Final = 2
 # A median of loads that take longer than this together would not be better for more of them.
 _ENOUGH_S: Final = 5.0
-_FLUSH_S: Final = 120.0
 _START_S: Final = 30.0
-_SPARE_BYTES: Final = 256 << 20
-
-
-class Incomplete(PackKVError):
-    """A prefix that was published could not be loaded: there is nothing to compare."""
-
-
-class Progress(Protocol):
-    """Is told what happens."""
-
-    def begin(self, what: str, steps: int) -> None:
-        """A part that takes some steps."""
-
-    def step(self) -> None:
-        """One of them is done."""
+# Not the memory that is shared on one host: it stands for a remote store.
+_REMOTE: Final = ClientConfig(paths=("bulk", "grpc"), transfer_deadline_s=3600.0)
 
 
 @dataclass(frozen=True)
@@ -97,18 +85,11 @@ class Row:
     choice: Choice
 
 
-@dataclass(frozen=True)
-class _Published:
-    """A prompt whose blocks are in the store, and all that is needed to load them."""
+class Found(NamedTuple):
+    """What was measured."""
 
-    token_ids: list[int]
-    namespace: Namespace
-    codec: CodecConfig
-    shape: CacheShape
-    kv_dtype: KVDtype
-    profile: Profile | None
-    prefill_s: dict[int, float]
-    room_bytes: int
+    rows: list[Row]
+    first_tokens: list[FirstToken]
 
 
 def run(
@@ -120,12 +101,12 @@ def run(
     progress: Progress,
     *,
     weights_digest: str | None = None,
-) -> list[Row]:
-    """A row for each prefix, link and worker.
+) -> Found:
+    """A row for each prefix, link and worker, and one of first tokens for each link.
 
     Args:
         model: a decoder with full attention, on the CPU.
-        token_ids: [1, > plan.longest].
+        token_ids: [1, plan.tokens], at least.
         plan: what to measure.
         codec: of the payloads.
         folder: an empty folder for logs.
@@ -138,94 +119,55 @@ def run(
     """
     if not hasattr(os, "splice"):
         raise ConfigError("bench ttft needs splice(2): Linux")
-    tokens = token_ids[0, : plan.longest + 1].tolist()
-    if len(tokens) <= plan.longest:
-        raise ConfigError(f"{len(tokens)} tokens are too few for a prefix of {plan.longest}")
+    tokens = token_ids[0, : plan.tokens].tolist()
+    if len(tokens) < plan.tokens:
+        raise ConfigError(
+            f"{len(tokens)} tokens are too few for a prefix of {plan.longest} and a question of "
+            f"{plan.question_tokens}"
+        )
     bulk_port = free_port()
     flags = ["--bulk-listen", f"{_STORE_HOST}:{bulk_port}"]
-    ram_bytes = _SPARE_BYTES + _values_bytes(model, plan.longest)
+    ram_bytes = SPARE_BYTES + values_bytes(model, plan.longest)
     with RamStore("the store", folder, ram_bytes, flags) as store:
         progress.begin("prefill", 1 + len(plan.prefix_tokens))
-        published = _publish(model, tokens, plan, codec, weights_digest, store.address, progress)
-        rows = []
-        progress.begin("loads", len(plan.gbps) * len(plan.prefix_tokens))
+        published = publish(model, tokens, plan, codec, weights_digest, store.address, progress)
+        found = Found([], [])
+        progress.begin("loads", len(plan.gbps) * (len(plan.prefix_tokens) + 1))
         for gbps in plan.gbps:
-            with _linked(store.address, bulk_port, gbps, folder) as address:
+            with (
+                _linked(store.address, bulk_port, gbps, folder) as address,
+                Client(address, config=_REMOTE) as client,
+            ):
                 for length in plan.prefix_tokens:
-                    rows += _measure(published, address, length, gbps, plan)
+                    found.rows.extend(_measure(published, client, length, gbps, plan))
                     progress.step()
-    return rows
-
-
-def _publish(
-    model: PreTrainedModel,
-    tokens: list[int],
-    plan: Plan,
-    codec: str,
-    weights_digest: str | None,
-    store: str,
-    progress: Progress,
-) -> _Published:
-    """Computes every prefix once, as a worker does that finds nothing, and publishes the longest,
-    which begins with all others."""
-    warm_up(model, codec)
-    progress.step()
-    settings = PackKVConfig(
-        codec=codec,
-        weights_digest=weights_digest,
-        calibration_tokens=min(512, plan.prefix_tokens[0]),
-        cache_bytes=2 * _values_bytes(model, plan.longest) + _SPARE_BYTES,
-    )
-    prefill_s = {}
-    with PackKV(model, store, settings) as connector:
-        for length in plan.prefix_tokens:
-            ids = torch.tensor([tokens[:length]])
-            cache = connector.new_cache(ids)
-            began = time.perf_counter()
-            with torch.inference_mode():
-                model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            prefill_s[length] = time.perf_counter() - began
-            if length == plan.longest:
-                connector.publish(cache)
-            cache.release()
-            progress.step()
-        if not connector.flush(_FLUSH_S):
-            raise Incomplete(f"the store has not taken the blocks within {_FLUSH_S:g} s")
-        return _Published(
-            token_ids=tokens,
-            namespace=connector.namespace,
-            codec=connector.codec,
-            shape=connector.shape,
-            kv_dtype=kv_dtype_of(model),
-            profile=connector.profile,
-            prefill_s=prefill_s,
-            room_bytes=settings.cache_bytes,
-        )
+                found.first_tokens.append(
+                    first_token(model, published, client, gbps, plan.question_tokens, plan.loads)
+                )
+                progress.step()
+    return found
 
 
 def _measure(
-    published: _Published, address: str, length: int, gbps: float | None, plan: Plan
+    published: Published, client: Client, length: int, gbps: float | None, plan: Plan
 ) -> list[Row]:
-    # not the memory that is shared on one host: it stands for a remote store
-    config = ClientConfig(paths=("bulk", "grpc"), transfer_deadline_s=3600.0)
-    with Client(address, config=config) as client:
-        seconds, moved = _load(published, client, length, plan.loads)
-        workers = [(MEASURED, length / published.prefill_s[length])]
-        workers += [(SIMULATED, rate) for rate in plan.prefill_rates]
-        return [
-            Row(
-                prefix_tokens=length,
-                gbps=gbps,
-                moved_bytes=moved,
-                path=str(client.path),
-                load_s=seconds,
-                choice=Choice(kind, length / rate, _chosen(published, client, length, rate)),
-            )
-            for kind, rate in workers
-        ]
+    seconds, moved = _load(published, client, length, plan.loads)
+    workers = [(MEASURED, length / published.prefill_s[length])]
+    workers += [(SIMULATED, rate) for rate in plan.prefill_rates]
+    return [
+        Row(
+            prefix_tokens=length,
+            gbps=gbps,
+            moved_bytes=moved,
+            path=str(client.path),
+            load_s=seconds,
+            choice=Choice(kind, length / rate, _chosen(published, client, length, rate)),
+        )
+        for kind, rate in workers
+    ]
 
 
-def _load(published: _Published, client: Client, length: int, loads: int) -> tuple[float, int]:
+def _load(published: Published, client: Client, length: int, loads: int) -> tuple[float, int]:
     """Seconds until all of a prefix can be attended to, and bytes that were moved for it."""
     patient = PrefixCacheConfig(deadline_s=3600.0)
     seconds: list[float] = []
@@ -254,7 +196,7 @@ def _load(published: _Published, client: Client, length: int, loads: int) -> tup
     return statistics.median(seconds[1:] or seconds), moved
 
 
-def _chosen(published: _Published, client: Client, length: int, tokens_per_s: float) -> int:
+def _chosen(published: Published, client: Client, length: int, tokens_per_s: float) -> int:
     """Tokens that a worker's prefix cache loads, with its own settings, when it knows how fast the
     worker computes and has seen the link."""
     with _prefix_cache(published, client, PrefixCacheConfig()) as prefixes:
@@ -264,7 +206,7 @@ def _chosen(published: _Published, client: Client, length: int, tokens_per_s: fl
         return prefixes.load(published.token_ids[: length + 1]).num_tokens
 
 
-def _prefix_cache(published: _Published, client: Client, config: PrefixCacheConfig) -> PrefixCache:
+def _prefix_cache(published: Published, client: Client, config: PrefixCacheConfig) -> PrefixCache:
     return PrefixCache(client, published.namespace, published.codec, published.shape, config=config)
 
 
@@ -280,9 +222,3 @@ def _linked(store: str, bulk_port: int, gbps: float | None, folder: Path) -> Ite
     with Child(f"the link of {gbps:g} Gbit", command, folder) as link:
         link.hear(_START_S)
         yield f"{_LINK_HOST}:{port}"
-
-
-def _values_bytes(model: PreTrainedModel, tokens: int) -> int:
-    """K and V of so many tokens in float32: no codec stores more."""
-    shape = shape_of(model)
-    return 2 * 4 * shape.layers * shape.heads * shape.head_dim * tokens

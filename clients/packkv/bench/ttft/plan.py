@@ -23,6 +23,7 @@ class Plan:
         gbps: bandwidths in 10⁹ bits a second; None is no limit but loopback's own.
         prefill_rates: tokens a second of workers that are imagined, beside the one that is here.
         loads: timed loads of each prefix over each link; fewer where they take long.
+        question_tokens: behind the longest prefix, to be computed for its first token.
 
     Raises:
         ConfigError: a value beyond its limits.
@@ -32,6 +33,7 @@ class Plan:
     gbps: tuple[float | None, ...]
     prefill_rates: tuple[float, ...]
     loads: int
+    question_tokens: int = 32
 
     def __post_init__(self) -> None:
         for tokens in self.prefix_tokens:
@@ -52,8 +54,19 @@ class Plan:
         for rate in self.prefill_rates:
             if not 0 < rate < float("inf"):
                 raise ConfigError(f"--prefill-rate {rate:g} is not above 0")
+        # a longer one would tell the prefix cache how fast this machine computes, which might then
+        # compute the prefix, too
+        if not 1 <= self.question_tokens < _LEAST_TOKENS:
+            raise ConfigError(
+                f"--question-tokens {self.question_tokens} is not between 1 and {_LEAST_TOKENS - 1}"
+            )
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prefix."""
         return self.prefix_tokens[-1]
+
+    @property
+    def tokens(self) -> int:
+        """That are needed in all."""
+        return self.longest + self.question_tokens

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from packkv.bench.ttft.experiment import MEASURED, Row
+from packkv.bench.ttft.experiment import MEASURED, Found, Row
 
 __all__ = ["as_json", "csv_rows", "show"]
 
 
-def as_json(rows: Sequence[Row], about: Mapping[str, object]) -> dict[str, Any]:
+def as_json(found: Found, about: Mapping[str, object]) -> dict[str, Any]:
     """The contract of `packkv bench ttft`.
 
     `rows`: seconds to compute and to load, what the prefix cache chose, and the prefill rate above
     which computing is faster over that link. `crossover`: for each prefix the bandwidth below which
     this machine computes faster than it loads; None when it always loads, or never, faster.
+    `first_token`: seconds to the first token of a prompt, its prefix whole and layer by layer.
     """
     return {
         **about,
-        "rows": [_as_dict(row) for row in rows],
-        "crossover": _crossovers(rows),
+        "rows": [_as_dict(row) for row in found.rows],
+        "crossover": _crossovers(found.rows),
+        "first_token": [asdict(one) for one in found.first_tokens],
     }
 
 
 def csv_rows(figures: Mapping[str, Any], about: Mapping[str, object]) -> list[dict[str, object]]:
     """A line per row."""
     first = {key: value for key, value in about.items() if not isinstance(value, list | dict)}
-    return [{**first, "bench": "ttft", **row} for row in figures["rows"]]
+    loads = [{**first, "bench": "ttft", **row} for row in figures["rows"]]
+    return loads + [{**first, "bench": "ttft first token", **row} for row in figures["first_token"]]
 
 
 def show(figures: Mapping[str, Any], console: Console) -> None:
@@ -51,7 +55,7 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
         table.add_row(
             f"{row['prefix_tokens']:,}",
             f"{row['moved_bytes'] / (1 << 20):.2f}",
-            "unlimited" if row["gbps"] is None else f"{row['gbps']:g}",
+            _bandwidth(row["gbps"]),
             f"{row['load_s']:.4f}",
             f"{mark}{row['recompute_s']:.4f}",
             row["chosen"],
@@ -69,6 +73,27 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
                 f"{at['prefix_tokens']:,} tokens: this machine should load above {at['gbps']:.3g} "
                 "Gb/s and compute below"
             )
+    _show_first_tokens(figures, console)
+
+
+def _show_first_tokens(figures: Mapping[str, Any], console: Console) -> None:
+    table = Table(title="From a prompt to its first token", title_justify="left")
+    columns = ("prefix + question", "link, Gb/s", "prefix whole, s", "layer by layer, s", "saved")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in figures["first_token"]:
+        table.add_row(
+            f"{row['prefix_tokens']:,} + {row['question_tokens']}",
+            _bandwidth(row["gbps"]),
+            f"{row['whole_s']:.4f}",
+            f"{row['layerwise_s']:.4f}",
+            f"{1 - row['layerwise_s'] / row['whole_s']:.0%}",
+        )
+    console.print(table)
+
+
+def _bandwidth(gbps: float | None) -> str:
+    return "unlimited" if gbps is None else f"{gbps:g}"
 
 
 def _as_dict(row: Row) -> dict[str, Any]:
