@@ -3,6 +3,7 @@
     PackKVError
     ├── ConfigError                the caller's settings cannot work (also a ValueError)
     ├── ClientClosed               the client was used after `close`
+    ├── PrefixLost                 layers that a forward pass was begun without did not come
     └── StoreError                 the call did not do what it was asked; `.status` is gRPC's word
         ├── StoreUnavailable       no server there, or it is leaving
         │   └── CircuitOpen        it failed so often that it is left alone for `.retry_in_s`
@@ -14,7 +15,8 @@
         ├── StoreFailure           the server broke inside
         └── ProtocolViolation      the server's answer contradicts itself or the protocol
 
-A miss is an answer and never one of these. `PrefixCache` lets none of them through to the engine.
+A miss is an answer and never one of these. `PrefixCache` lets none of them through to the engine,
+but for `PrefixLost` to those who asked for a prefix layer by layer.
 """
 
 from __future__ import annotations
@@ -36,6 +38,19 @@ class ConfigError(PackKVError, ValueError):
 
 class ClientClosed(PackKVError):
     """The client has been closed, or was closed while the call was under way."""
+
+
+class PrefixLost(PackKVError):
+    """A prefix that was coming layer by layer will not come whole: what was computed over it is
+    void, and its cache good for nothing but `release`. To be computed anew, without that prefix.
+
+    Args:
+        reason: as in the misses of `packkv.prefix_cache.Counters`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the layers of a prefix did not come: {reason}")
+        self.reason = reason
 
 
 class StoreError(PackKVError):

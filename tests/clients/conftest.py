@@ -17,12 +17,15 @@ import grpc
 import numpy as np
 import pytest
 
-from packkv.client import Client, ClientConfig
+from packkv.client import Client, ClientConfig, Store
 from packkv.hashing import chain_hashes
 from packkv.identity import Namespace
 from packkv.prefix_cache import PrefixCache, PrefixCacheConfig, codec_identity
-from packkv_kernels.config import CacheShape, CodecConfig, RawConfig
-from packkv_kernels.format.payload import KVDtype, PayloadHeader, write_payload
+from packkv_kernels.config import CacheShape, CodecConfig, PackKVConfig, RawConfig
+from packkv_kernels.entropy import from_cold, to_cold
+from packkv_kernels.format import Form
+from packkv_kernels.format.payload import KVDtype, PayloadHeader, read_payload, write_payload
+from packkv_kernels.testing import encode_payloads, random_kv
 from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_protos.v1 import block_store_pb2_grpc
 
@@ -101,6 +104,16 @@ def _read_lines(pipe: Iterator[str], lines: queue.Queue[str]) -> None:
 
 
 @pytest.fixture(scope="session")
+def compiled_cold() -> None:
+    """Cold coding is compiled: on a fresh machine that takes longer than any load may."""
+    keys, values = random_kv(CacheShape(layers=3, heads=2, head_dim=64), 64)
+    (payload,) = encode_payloads(keys, values, PackKVConfig())
+    cold = read_payload(to_cold(read_payload(payload)))
+    assert cold.header.form is Form.COLD
+    from_cold(cold)
+
+
+@pytest.fixture(scope="session")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcess]:
     store = StoreProcess(tmp_path_factory.mktemp("store")).start()
     yield store
@@ -127,6 +140,14 @@ def own_store(tmp_path: Path) -> Iterator[StoreProcess]:
 def client(store: StoreProcess) -> Iterator[Client]:
     with Client(store.target) as client:
         yield client
+
+
+class StreamBroken(Exception):
+    """What `PuppetStore.frames` raises to end a stream with a status."""
+
+    def __init__(self, status: grpc.StatusCode) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 @dataclass
@@ -158,20 +179,25 @@ class PuppetStore(block_store_pb2_grpc.BlockStoreServicer):
 
     def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> Iterator[pb.GetFrame]:
         self._begin("Get", context)
-        yield from (self.frames or self._honest_frames)(request)
+        try:
+            yield from (self.frames or self._honest_frames)(request)
+        except StreamBroken as broken:
+            context.abort(broken.status, "broken by the test")
 
     def Put(self, frames: Iterator[pb.PutFrame], context: grpc.ServicerContext) -> pb.PutReply:
         self._begin("Put", context)
         if self.before_put is not None:
             self.before_put()
-        names = []
+        starts: list[pb.BlockStart] = []
+        data = b""
         for frame in frames:
-            if frame.HasField("start"):
-                names.append(frame.start.chain_hash)
-                self.blocks[names[-1]] = b""
-            else:
-                assert len(frame.data) <= 1 << 20
-                self.blocks[names[-1]] += frame.data
+            assert len(frame.data) <= 1 << 20
+            starts += frame.starts
+            data += frame.data
+        names = [start.chain_hash for start in starts]
+        for start in starts:
+            self.blocks[start.chain_hash], data = data[: start.length], data[start.length :]
+        assert data == b""
         stored = pb.PUT_STATUS_STORED
         return pb.PutReply(results=[pb.PutResult(chain_hash=n, status=stored) for n in names])
 
@@ -232,7 +258,7 @@ class Worker:
     def having(self, **fields: object) -> Worker:
         return replace(self, namespace=replace(self.namespace, **fields))  # type: ignore[arg-type]
 
-    def prefixes(self, client: Client, config: PrefixCacheConfig | None = None) -> PrefixCache:
+    def prefixes(self, client: Store, config: PrefixCacheConfig | None = None) -> PrefixCache:
         return PrefixCache(client, self.namespace, self.codec, self.shape, config=config)
 
     def hashes(self, token_ids: list[int]) -> list[bytes]:

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
 TOKENS = list(range(64 * 3))
 NOWHERE = "127.0.0.1:1"
-COMMANDS = ["serve", "ping", "stats", "clear", "match", "inspect", "verify", "doctor"]
+COMMANDS = [
+    "serve",
+    "ping",
+    "stats",
+    "clear",
+    "drain",
+    "match",
+    "inspect",
+    "verify",
+    "doctor",
+    "watch",
+]
 
 
 def packkv(*arguments: object, answer: str | None = None) -> Result:

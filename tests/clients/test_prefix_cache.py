@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from packkv.client import Client, ClientConfig
+from packkv.client import Client, ClientConfig, Fleet
 from packkv.errors import ConfigError
 from packkv.prefix_cache import (
     Counters,
@@ -35,6 +35,17 @@ NOWHERE = "127.0.0.1:1"
 def publish(prefixes: PrefixCache, worker: Worker, token_ids: list[int]) -> None:
     prefixes.publish(token_ids, worker.blocks(token_ids))
     assert prefixes.flush(10)
+
+
+def test_a_worker_whose_own_node_is_away_shares_through_the_next(
+    store: StoreProcess, worker: Worker
+) -> None:
+    for tokens in (320, 0):
+        # the second one, of another process, finds what the first one has published
+        with Fleet([NOWHERE, store.target]) as fleet, worker.prefixes(fleet) as prefixes:
+            assert prefixes.load([*TOKENS, 1]).num_tokens == 320 - tokens
+            publish(prefixes, worker, TOKENS)
+            assert prefixes.counters.published_blocks == tokens // 64
 
 
 def test_one_worker_publishes_and_another_loads(store: StoreProcess, worker: Worker) -> None:

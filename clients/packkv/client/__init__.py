@@ -10,8 +10,11 @@ Everything has a deadline, nothing the server sends is trusted, and nothing here
 from packkv.client.breaker import CircuitBreaker
 from packkv.client.client import Client
 from packkv.client.config import ClientConfig
+from packkv.client.fleet import Fleet, Store, open_store
 from packkv.client.messages import (
+    Changes,
     Cleared,
+    Drained,
     Fetched,
     Listed,
     Match,
@@ -23,13 +26,19 @@ from packkv.client.messages import (
     Tier,
     TierStats,
 )
+from packkv.client.paths import Arrived
+from packkv.client.watch import Watch
 
 __all__ = [
+    "Arrived",
+    "Changes",
     "CircuitBreaker",
     "Cleared",
     "Client",
     "ClientConfig",
+    "Drained",
     "Fetched",
+    "Fleet",
     "Listed",
     "Match",
     "Miss",
@@ -37,6 +46,9 @@ __all__ = [
     "PutStatus",
     "Span",
     "Stats",
+    "Store",
     "Tier",
     "TierStats",
+    "Watch",
+    "open_store",
 ]

@@ -15,6 +15,7 @@ from packkv.client.channel import metadata_of, open_channel
 from packkv.client.config import ClientConfig
 from packkv.client.messages import (
     Cleared,
+    Drained,
     Fetched,
     Listed,
     Match,
@@ -26,10 +27,12 @@ from packkv.client.messages import (
     range_of,
     stats_of,
 )
-from packkv.client.paths import Buffer, Offer, Views, Wanted
+from packkv.client.paths import Arrived, Buffer, Offer, ReceiverFailed, Views, Wanted
 from packkv.client.paths.buffers import Buffers
 from packkv.client.paths.choice import PathChoice
 from packkv.client.paths.grpc_stream import GrpcStream
+from packkv.client.paths.request import check_layered
+from packkv.client.watch import Watch
 from packkv.errors import StoreUnavailable, Unsupported, store_error
 from packkv_protos.v1 import admin_pb2, admin_pb2_grpc, block_store_pb2_grpc
 from packkv_protos.v1 import block_store_pb2 as pb
@@ -37,6 +40,8 @@ from packkv_protos.v1 import block_store_pb2 as pb
 # The health protocol's two messages are this small; a dependency for them would be larger.
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _HEALTH_SERVING = b"\x08\x01"
+
+DRAIN_SLACK_S = 15.0
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -110,11 +115,15 @@ class Client:
         *,
         heads: Span | None = None,
         lease_ms: int = 0,
+        owners: bool = False,
         deadline_s: float | None = None,
     ) -> Match:
-        """The longest run of present blocks from the front, leased for `lease_ms` (0: no lease)."""
+        """The longest run of present blocks from the front, leased for `lease_ms` (0: no lease).
+
+        With `owners` it says which nodes have those that the node asked has not.
+        """
         request = pb.MatchRequest(
-            chain_hashes=chain_hashes, heads=range_of(heads), lease_ms=lease_ms
+            chain_hashes=chain_hashes, heads=range_of(heads), lease_ms=lease_ms, owners=owners
         )
         reply = self._ask("Match", self._store.Match, request, deadline_s)
         return match_of(reply, asked=len(chain_hashes))
@@ -143,6 +152,8 @@ class Client:
         lease_id: int = 0,
         max_bytes: int | None = None,
         on_bytes: Callable[[int], object] | None = None,
+        on_layers: Callable[[Arrived], object] | None = None,
+        groups: int = 1,
         deadline_s: float | None = None,
     ) -> list[Fetched]:
         """The payloads of some blocks, or why there is none; one answer for each hash, in order.
@@ -150,14 +161,30 @@ class Client:
         All payloads lie in one buffer, which lives as long as any of their views. More than
         `max_bytes` (at most the configured limit) is refused before it is allocated. `on_bytes` is
         told the size of each frame that arrives, also of a call that fails later.
+
+        With `on_layers` whole payloads come layer by layer: first the heads of all blocks, then
+        their first layers, and so on, in about `groups` groups of layers. It is called on this
+        thread whenever more has come, at least once when all has, and what it is told of must be
+        verified as ever. A call that breaks is made again, which begins anew in other memory. What
+        it raises ends the call and comes out here.
+
+        Raises:
+            InvalidRequest: `on_layers` together with a choice of layers or heads; `groups` beyond
+                1 to 65,535.
         """
         limit = self._limit(max_bytes)
-        wanted = Wanted(tuple(chain_hashes), layers, heads, lease_id, limit, on_bytes)
-        return self._caller.run(
+        wanted = Wanted(
+            tuple(chain_hashes), layers, heads, lease_id, limit, on_bytes, on_layers, groups
+        )
+        check_layered(wanted)
+        answer = self._caller.run(
             "Get",
-            lambda left_s: self._paths.get(wanted, left_s),
+            lambda left_s: self._get(wanted, left_s),
             deadline_s=self._transfer(deadline_s),
         )
+        if isinstance(answer, ReceiverFailed):
+            raise answer.error
+        return answer
 
     @contextmanager
     def views(
@@ -221,6 +248,24 @@ class Client:
         reply = self._ask("GetProfile", self._store.GetProfile, request, deadline_s)
         return reply.profile or None
 
+    def watch(self, *, snapshot: bool = True, deadline_s: float | None = None) -> Watch:
+        """How the blocks of this client's tenant on the store change, beginning with all of them.
+
+        Without `snapshot` it begins with what changes next. Of many nodes, the store tells what it
+        holds itself. Ends `deadline_s` from now (None: never); the store must begin within the
+        deadline of other calls. Close it before the client.
+        """
+        request = pb.WatchRequest(snapshot=snapshot)
+
+        def begin(left_s: float) -> Watch:
+            return Watch(
+                lambda: self._store.Watch(request, timeout=deadline_s, metadata=self._metadata),
+                left_s,
+                self.target,
+            )
+
+        return self._caller.run("Watch", begin, deadline_s=self.config.deadline_s)
+
     def stats(self, *, deadline_s: float | None = None) -> Stats:
         """What the store holds and has done since its start."""
         request = admin_pb2.StatsRequest()
@@ -231,6 +276,15 @@ class Client:
         request = admin_pb2.ClearRequest(root_hash=root_hash)
         reply = self._ask("Clear", self._admin.Clear, request, deadline_s)
         return Cleared(reply.blocks, reply.bytes)
+
+    def drain(self, timeout_s: float, *, deadline_s: float | None = None) -> Drained:
+        """Take the node out of service; returns when it has handed over what only it has, after
+        `timeout_s` at most. It answers calls until it is stopped."""
+        request = admin_pb2.DrainRequest(timeout_ms=max(1, int(1000 * timeout_s)))
+        # beyond its own time: to tell the index, and to answer
+        wait_s = timeout_s + DRAIN_SLACK_S if deadline_s is None else deadline_s
+        reply = self._ask("Drain", self._admin.Drain, request, wait_s)
+        return Drained(reply.handed_over, reply.left)
 
     def page(
         self, after: bytes = b"", limit: int = 0, *, deadline_s: float | None = None
@@ -253,6 +307,13 @@ class Client:
 
         wait_s = self.config.deadline_s if deadline_s is None else deadline_s
         self._caller.run("Ping", check, deadline_s=wait_s)
+
+    def _get(self, wanted: Wanted, left_s: float) -> list[Fetched] | ReceiverFailed:
+        try:
+            return self._paths.get(wanted, left_s)
+        except ReceiverFailed as failure:
+            # the store has answered: this is no reason to leave it alone
+            return failure
 
     def _ask_paths(self, timeout_s: float) -> Offer:
         try:

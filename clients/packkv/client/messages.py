@@ -62,7 +62,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The longest run of present blocks; `lengths` and `tiers` have one value for each."""
+    """The longest run of present blocks; `lengths` and `tiers` have one value for each.
+
+    So has `owners`, if it was asked for: HOST:PORT of the node that has the block, "" for the one
+    that was asked.
+    """
 
     blocks: int
     lengths: tuple[int, ...]
@@ -70,6 +74,7 @@ class Match:
     miss: Miss | None
     lease_id: int
     lease_ms: int
+    owners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +135,34 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """What a store has taken in and let go. No block is in both sets.
+
+    With `reset` nothing that was told before counts any more: it is the first of a watch, and
+    comes again when the watcher was too slow. With `current` all that there is has been told.
+    """
+
+    sequence: int
+    stored: frozenset[bytes]
+    removed: frozenset[bytes]
+    reset: bool
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Cleared:
     """What Clear removed; leased blocks follow when their lease ends."""
 
     blocks: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What a node has handed over to others, and the blocks that it alone still has."""
+
+    handed_over: int
+    left: int
 
 
 def range_of(span: Span | None) -> pb.Range | None:
@@ -152,22 +180,34 @@ def miss_of(reason: int) -> Miss | None:
 
 def match_of(reply: pb.MatchReply, asked: int) -> Match:
     """The answer to `asked` hashes, or ProtocolViolation."""
-    if not len(reply.lengths) == reply.blocks <= asked:
+    lengths = tuple(reply.lengths)
+    if not len(lengths) == reply.blocks <= asked:
         raise ProtocolViolation(
-            f"Match: {reply.blocks} blocks with {len(reply.lengths)} lengths for {asked} hashes"
+            f"Match: {reply.blocks} blocks with {len(lengths)} lengths for {asked} hashes"
         )
-    if max(reply.lengths, default=0) > MAX_PAYLOAD_BYTES:
-        raise ProtocolViolation(
-            f"Match: a block of {max(reply.lengths)} bytes; no payload has that"
-        )
+    if max(lengths, default=0) > MAX_PAYLOAD_BYTES:
+        raise ProtocolViolation(f"Match: a block of {max(lengths)} bytes; no payload has that")
     return Match(
         blocks=reply.blocks,
-        lengths=tuple(reply.lengths),
-        tiers=tuple(_TIERS.get(tier, Tier.UNKNOWN) for tier in reply.tiers),
+        lengths=lengths,
+        tiers=tuple([_TIERS.get(tier, Tier.UNKNOWN) for tier in reply.tiers]),
         miss=miss_of(reply.miss),
         lease_id=reply.lease_id,
         lease_ms=reply.lease_ms,
+        owners=_owners_of(reply),
     )
+
+
+def _owners_of(reply: pb.MatchReply) -> tuple[str, ...]:
+    if not reply.owner:
+        return ()
+    names = ("", *reply.owners)
+    if len(reply.owner) != reply.blocks or max(reply.owner) >= len(names):
+        raise ProtocolViolation(
+            f"Match: {len(reply.owner)} owners, the last of them number {max(reply.owner)}, for "
+            f"{reply.blocks} blocks and {len(reply.owners)} nodes"
+        )
+    return tuple(map(names.__getitem__, reply.owner))
 
 
 def puts_of(reply: pb.PutReply, sent: Sequence[bytes]) -> list[Put]:
@@ -209,6 +249,18 @@ def page_of(reply: admin_pb2.ListReply, after: bytes) -> list[Listed]:
         )
         for block in reply.blocks
     ]
+
+
+def changes_of(frame: pb.WatchFrame, sequence: int) -> Changes:
+    """The frame of Watch that comes `sequence`-th, or ProtocolViolation."""
+    if frame.sequence != sequence:
+        raise ProtocolViolation(f"Watch: frame {frame.sequence} where {sequence} comes next")
+    stored, removed = frozenset(frame.stored), frozenset(frame.removed)
+    if not {len(name) for name in stored | removed} <= {HASH_BYTES}:
+        raise ProtocolViolation("Watch: a hash does not have 32 bytes")
+    if stored & removed:
+        raise ProtocolViolation("Watch: a block is stored and removed at one time")
+    return Changes(sequence, stored, removed, frame.reset, frame.current)
 
 
 def stats_of(reply: admin_pb2.StatsReply) -> Stats:

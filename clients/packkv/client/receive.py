@@ -13,6 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from packkv.client.messages import MAX_PAYLOAD_BYTES, Fetched, miss_of
+from packkv.client.paths import Arrived
 from packkv.client.paths.buffers import Buffers
 from packkv.errors import ProtocolViolation
 from packkv_protos.v1 import block_store_pb2 as pb
@@ -81,6 +82,7 @@ class Receipt:
         self._starts: list[int] = []
         self._buffer: memoryview | None = None
         self._received: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        self._places: list[Fetched] | None = None
 
     def add(self, frame: Frame) -> None:
         """Take one frame in.
@@ -101,6 +103,17 @@ class Receipt:
             taken += extent.length
         if taken != len(data):
             raise _violation(f"a frame has {len(data)} bytes, its extents name {taken}")
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether every block has been answered for."""
+        return not self._unanswered
+
+    def arrived(self) -> Arrived:
+        """What is there of whole payloads, once every block has been answered for."""
+        if self._places is None:
+            self._places = [self._place_of(index) for index in range(len(self._answers))]
+        return Arrived(self._places, [sum(r[-1]) if r else 0 for r in self._received])
 
     def blocks(self) -> list[Fetched]:
         """Every block, once the stream has ended.
@@ -151,16 +164,23 @@ class Receipt:
             ranges.append((offset, length))
 
     def _block(self, index: int) -> Fetched:
+        whole = self._place_of(index)
+        if whole.data is None:
+            return whole
+        received = tuple(self._received[index])
+        if self._whole and received != whole.received:
+            arrived = sum(length for _, length in received)
+            raise _violation(f"block {index} ended after {arrived} of {len(whole.data)} bytes")
+        return Fetched(whole.data, None, received)
+
+    def _place_of(self, index: int) -> Fetched:
+        """The block as it will be when all of its payload has come."""
         answer = self._answers[index]
-        assert answer is not None  # `blocks` has checked
+        assert answer is not None  # whoever calls has checked
         if answer.length == 0:
             return Fetched(None, miss_of(answer.miss or pb.MISS_REASON_ABSENT))
-        received = tuple(self._received[index])
-        if self._whole and received != ((0, answer.length),):
-            arrived = sum(length for _, length in received)
-            raise _violation(f"block {index} ended after {arrived} of {answer.length} bytes")
-        start = self._start(index)
-        return Fetched(self._memory()[start : start + answer.length], None, received)
+        start, length = self._start(index), answer.length
+        return Fetched(self._memory()[start : start + length], None, ((0, length),))
 
     def _length(self, index: int) -> int:
         answer = self._answers[index]

@@ -8,13 +8,15 @@
 Every payload has been checked against everything the namespace says before it is handed out.
 """
 
+from packkv.prefix_cache.arriving import ArrivingPrefix
 from packkv.prefix_cache.cache import PrefixCache
 from packkv.prefix_cache.config import PrefixCacheConfig
 from packkv.prefix_cache.counters import Counters
 from packkv.prefix_cache.identity import adopt_profile, codec_identity
-from packkv.prefix_cache.loader import LoadedPrefix, LoadReport
+from packkv.prefix_cache.load import LoadedPrefix, LoadReport
 
 __all__ = [
+    "ArrivingPrefix",
     "Counters",
     "LoadReport",
     "LoadedPrefix",

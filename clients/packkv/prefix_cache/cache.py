@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from packkv.client import Client
+from packkv.client import Store
 from packkv.client.paths import Buffer
 from packkv.hashing import TokenIds, chain_hashes
 from packkv.identity import Namespace
 from packkv.prefix_cache.config import PrefixCacheConfig
 from packkv.prefix_cache.counters import Counters, Tally
+from packkv.prefix_cache.forms import Forms
 from packkv.prefix_cache.identity import Identity
 from packkv.prefix_cache.known import KnownBlocks
-from packkv.prefix_cache.loader import LoadedPrefix, Loader, LoadReport
+from packkv.prefix_cache.load import LoadedPrefix, LoadReport
+from packkv.prefix_cache.loader import Loader
 from packkv.prefix_cache.publisher import Publisher
 from packkv_kernels.config import CacheShape, CodecConfig
 from packkv_kernels.errors import PayloadError
@@ -43,7 +46,7 @@ class PrefixCache:
 
     def __init__(
         self,
-        client: Client,
+        client: Store,
         namespace: Namespace,
         codec: CodecConfig,
         shape: CacheShape,
@@ -56,8 +59,9 @@ class PrefixCache:
         self._tally = Tally(self.config.log_interval_s)
         self._known = KnownBlocks(self.config.known_blocks)
         identity = Identity(namespace, codec, shape, first_head)
-        self._loader = Loader(client, identity, self.config, self._tally, self._known)
-        self._publisher = Publisher(client, self.config, self._tally, self._known)
+        forms = Forms(self.config.cold, self._tally)
+        self._loader = Loader(client, identity, self.config, self._tally, self._known, forms)
+        self._publisher = Publisher(client, self.config, self._tally, self._known, forms)
 
     def load(
         self,
@@ -66,6 +70,7 @@ class PrefixCache:
         *,
         held_blocks: int = 0,
         root_hash: bytes | None = None,
+        layerwise: bool = False,
     ) -> LoadedPrefix:
         """The longest prefix that is worth fetching, verified, within the deadline.
 
@@ -74,6 +79,8 @@ class PrefixCache:
             max_tokens: the end of what is wanted; None is the end of the prompt.
             held_blocks: blocks at its front that the worker has already; the load begins after.
             root_hash: of a namespace that differs in its tenant salt alone; None: the cache's own.
+            layerwise: the last blocks may still be arriving, layer after layer, when this returns:
+                see `LoadedPrefix.arriving`. Its `take` raises PrefixLost when they do not.
         """
         try:
             usable = len(token_ids) - 1
@@ -82,7 +89,9 @@ class PrefixCache:
             hashes = self._hashes(token_ids, usable // self.namespace.block_size, root_hash)
             if len(hashes) <= held_blocks:
                 return LoadedPrefix([], 0, LoadReport())
-            return self._loader.load(hashes[held_blocks:], held_blocks, root_hash)
+            return self._loader.load(
+                hashes[held_blocks:], held_blocks, root_hash, layerwise=layerwise
+            )
         # the boundary to the engine: a cache that fails is a cache that is empty
         except Exception as error:
             reason = self._tally.trouble("load", error)
@@ -142,8 +151,14 @@ class PrefixCache:
         return self._publisher.flush(timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Publish what is queued for at most `timeout_s`, drop the rest; True if all went."""
-        return self._publisher.close(timeout_s)
+        """Publish what is queued for at most `timeout_s`, drop the rest; True if all went.
+
+        What is still arriving ends within that time or by its own deadline.
+        """
+        ends_at = time.monotonic() + timeout_s
+        all_went = self._publisher.close(timeout_s)
+        self._loader.close(ends_at - time.monotonic())
+        return all_went
 
     def __enter__(self) -> Self:
         return self

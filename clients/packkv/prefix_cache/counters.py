@@ -29,13 +29,16 @@ class Counters:
         asked_blocks: full blocks that those calls could have used.
         hit_blocks: blocks handed out, verified.
         hit_tokens: their tokens.
+        shared_blocks: of the blocks handed out, those that another load was fetching anyway.
         fetched_bytes: payload bytes received, used or not.
         misses: loads that ended before the last block they could have used, by reason: "absent",
             "heads" and "corrupt" as the store says; a `PayloadError` reason when it sent something
             else than was asked; "slower" when computing is estimated to be faster; "late",
             "unavailable", "denied", "limit", "protocol" or "failure" when the store did not answer.
+        loaded_cold: of the blocks received, those that came in cold form and were decoded.
         published_blocks: blocks that the store took.
-        published_bytes: their payload bytes.
+        published_bytes: their payload bytes, as sent.
+        published_cold: those of them that went in cold form.
         already_present: blocks that it had.
         dropped_blocks: blocks that were not published, by reason: "queue" (full), "rejected",
             "closed", or as in `misses`.
@@ -46,9 +49,12 @@ class Counters:
     asked_blocks: int = 0
     hit_blocks: int = 0
     hit_tokens: int = 0
+    shared_blocks: int = 0
     fetched_bytes: int = 0
     published_blocks: int = 0
+    loaded_cold: int = 0
     published_bytes: int = 0
+    published_cold: int = 0
     already_present: int = 0
     misses: Mapping[str, int] = field(default_factory=dict)
     dropped_blocks: Mapping[str, int] = field(default_factory=dict)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from packkv.client import Client
+from packkv.client import Store
 from packkv.errors import ConfigError, PackKVError
 from packkv.identity import Namespace
 from packkv_kernels.config import BLOCK_TOKENS, CacheShape, CodecConfig
@@ -89,7 +89,7 @@ class Identity:
 
 
 def adopt_profile(
-    client: Client,
+    client: Store,
     namespace: Namespace,
     profile: bytes,
     *,

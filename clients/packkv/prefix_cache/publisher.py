@@ -7,10 +7,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from packkv.client import Client, PutStatus
+from packkv.client import PutStatus, Store
 from packkv.client.paths import Buffer
 from packkv.prefix_cache.config import PrefixCacheConfig
 from packkv.prefix_cache.counters import Tally
+from packkv.prefix_cache.forms import Forms
 from packkv.prefix_cache.known import KnownBlocks
 
 Block = tuple[bytes, Buffer]
@@ -24,12 +25,18 @@ class Publisher:
     """
 
     def __init__(
-        self, client: Client, config: PrefixCacheConfig, tally: Tally, known: KnownBlocks
+        self,
+        client: Store,
+        config: PrefixCacheConfig,
+        tally: Tally,
+        known: KnownBlocks,
+        forms: Forms,
     ) -> None:
         self._client = client
         self._config = config
         self._tally = tally
         self._known = known
+        self._forms = forms
         # guards everything below; notified whenever the queue or the state changes
         self._changed = threading.Condition()
         self._queue: deque[Block] = deque()
@@ -118,12 +125,21 @@ class Publisher:
                 batch.append(self._queue.popleft())
             return batch
 
+    def _is_hurried(self) -> bool:
+        """Whether the queue fills faster than it empties, so that blocks may soon be dropped."""
+        with self._changed:
+            return 2 * self._held_bytes > self._config.publish_queue_bytes
+
     def _send(self, batch: list[Block]) -> None:
-        results = self._client.put(batch, deadline_s=self._config.publish_deadline_s)
-        for (chain_hash, payload), result in zip(batch, results, strict=True):
+        sent = [
+            (chain_hash, self._forms.published(payload, hurried=self._is_hurried()))
+            for chain_hash, payload in batch
+        ]
+        results = self._client.put(sent, deadline_s=self._config.publish_deadline_s)
+        for (chain_hash, payload), (_, form), result in zip(batch, sent, results, strict=True):
             if result.status is PutStatus.STORED:
-                size = memoryview(payload).nbytes
-                self._tally.add(published_blocks=1, published_bytes=size)
+                size, is_cold = memoryview(form).nbytes, int(form is not payload)
+                self._tally.add(published_blocks=1, published_bytes=size, published_cold=is_cold)
             elif result.status is PutStatus.ALREADY_PRESENT:
                 self._tally.add(already_present=1)
             else:

@@ -16,6 +16,20 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
+class Arrived:
+    """How much of a Get has come.
+
+    Args:
+        blocks: one answer for each hash, in order, the same list throughout an attempt. `data` is
+            the memory of the whole payload, `received` what will have come in the end.
+        ends: of each block, how many bytes from its first have come. What is behind is undefined.
+    """
+
+    blocks: list[Fetched]
+    ends: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """What a Get asks for.
 
@@ -25,6 +39,9 @@ class Wanted:
         lease_id: a lease of Match that covers the blocks, or 0.
         max_bytes: the most that the answers may announce together.
         on_bytes: told how many bytes have come, each time some have, also of a call that fails.
+        on_layers: told what of whole payloads has come, each time some has, layer after layer of
+            all blocks; anew from the beginning when the call is made again.
+        groups: in how many groups of layers the bytes should come, where a path has the choice.
     """
 
     chain_hashes: tuple[bytes, ...]
@@ -33,6 +50,8 @@ class Wanted:
     lease_id: int
     max_bytes: int
     on_bytes: Callable[[int], object] | None
+    on_layers: Callable[[Arrived], object] | None = None
+    groups: int = 1
 
     @property
     def whole(self) -> bool:
@@ -43,6 +62,15 @@ class Wanted:
         """Tell the caller that so many bytes more have come."""
         if self.on_bytes is not None:
             self.on_bytes(received)
+
+    def hand_on(self, arrived: Arrived) -> None:
+        """Tell the caller what has come. Raises ReceiverFailed."""
+        if self.on_layers is None:
+            return
+        try:
+            self.on_layers(arrived)
+        except Exception as error:
+            raise ReceiverFailed(error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +135,14 @@ class Views:
 
 class NotHere(PackKVError):
     """This path cannot make the call, although nothing is wrong with it: the next one can."""
+
+
+class ReceiverFailed(Exception):
+    """What `Wanted.on_layers` has raised: the caller's own trouble, not the path's."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class PathBroken(PackKVError):

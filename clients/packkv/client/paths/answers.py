@@ -17,8 +17,7 @@ from packkv.errors import (
     StoreError,
     StoreFailure,
 )
-from packkv_protos.bulk.frames import FrameError as BulkFrameError
-from packkv_protos.shared_memory.frames import FrameError as HostFrameError
+from packkv_protos.framing import FrameError
 
 _STATUS_OF_CODE: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -57,7 +56,7 @@ def named(where: str, path: str) -> Iterator[None]:
         yield
     except Refusal as refusal:
         raise refusal.error(where) from None
-    except (BulkFrameError, HostFrameError) as error:
+    except FrameError as error:
         raise ProtocolViolation(f"{where}: {error}") from error
     except TimeoutError as error:
         status = "DEADLINE_EXCEEDED"

@@ -91,6 +91,8 @@ class BulkPath:
                 # the mark of the next run comes with this one: one wait less
                 parts = [*landing.next(size), mark]
                 link.wire.receive(parts, ends_at, lambda came: wanted.count(min(came, size)))
+                if wanted.on_layers is not None:
+                    wanted.hand_on(landing.arrived())
             if size == frames.RUNS_FAIL:
                 raise _failure(link.wire.receive_frame(ends_at))
             return landing.blocks()
@@ -115,7 +117,7 @@ class BulkPath:
                 link.wire.send([_put_request(batch)], ends_at)
                 reply = link.wire.receive_frame(ends_at)
             if names:
-                results = list(frames.read_results(_body(reply, Kind.RESULTS)))
+                results = frames.read_results(_body(reply, Kind.RESULTS))
         if batches.failure is not None:
             raise batches.failure
         return puts(results, names)
@@ -132,7 +134,7 @@ def _get_request(wanted: Wanted) -> bytes:
     layers = first_and_count("layers", wanted.layers)
     heads = first_and_count("heads", wanted.heads)
     return frames.pack_get(
-        frames.Get(layers, heads, wanted.max_bytes, 1, list(wanted.chain_hashes))
+        frames.Get(layers, heads, wanted.max_bytes, wanted.groups, list(wanted.chain_hashes))
     )
 
 

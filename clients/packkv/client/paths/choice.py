@@ -68,7 +68,10 @@ class PathChoice:
         self._ask = ask
         self._grpc = grpc
         self._buffers = buffers
-        # held while paths are opened, so that calls at one time ask once
+        # held while paths are opened, so that calls at one time ask once; never waited for longer
+        # than a call has time
+        self._opening = threading.Lock()
+        # guards what follows, for moments
         self._lock = threading.Lock()
         self._open: dict[str, DataPath] = {}
         self._retry_at = float("-inf")
@@ -156,14 +159,20 @@ class PathChoice:
     def _refresh(self, ends_at: float) -> None:
         if self._is_settled():
             return
-        with self._lock:
+        if not self._opening.acquire(timeout=max(0.0, ends_at - time.monotonic())):
+            return
+        try:
             if self._is_settled():
                 return
             offer = self._offer(ends_at)
             if offer is not None:
                 self._open_missing(offer, ends_at)
-            self._retry_at = time.monotonic() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, MAX_RETRY_S)
+            with self._lock:
+                if not self._is_closed:
+                    self._retry_at = time.monotonic() + self._pause_s
+                    self._pause_s = min(2 * self._pause_s, MAX_RETRY_S)
+        finally:
+            self._opening.release()
 
     def _open_missing(self, offer: Offer, ends_at: float) -> None:
         for name in self._missing():
@@ -195,9 +204,14 @@ class PathChoice:
         except StoreError as error:
             _log.warning("path %s to %s is refused: %s", name, self._target, error)
             return
-        if path is not None:
-            self._open[name] = path
-            self._pause_s = RETRY_S
+        if path is None:
+            return
+        with self._lock:
+            if not self._is_closed:
+                self._open[name] = path
+                self._pause_s = RETRY_S
+                return
+        path.close()
 
     def _drop(self, path: DataPath, broken: PathBroken) -> None:
         _log.info("path %s to %s broke: %s", path.name, self._target, broken)

@@ -62,6 +62,8 @@ class GrpcStream:
                 frame = read_frame(message)
                 receipt.add(frame)
                 wanted.count(len(frame.data))
+                if wanted.on_layers is not None and receipt.is_answered:
+                    wanted.hand_on(receipt.arrived())
         finally:
             call.cancel()
         return receipt.blocks()

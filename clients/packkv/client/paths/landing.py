@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packkv.client.messages import Fetched, miss_of
-from packkv.client.paths import Wanted
+from packkv.client.paths import Arrived, Wanted
 from packkv.client.paths.buffers import Buffers
 from packkv.errors import ProtocolViolation
 from packkv_protos.bulk.frames import Found
@@ -40,6 +40,7 @@ class Landing:
         size = int(self._starts[-1])
         # memory used before has old bytes in it, which must not show where none are sent
         self._buffer = buffers.take(size) if wanted.whole else np.zeros(size, np.uint8).data
+        self._places: list[Fetched] | None = None
 
     def next(self, size: int) -> list[memoryview]:
         """Where the next `size` bytes of the stream go."""
@@ -66,6 +67,18 @@ class Landing:
         """Every block, once the stream has ended. Raises ProtocolViolation if bytes are missing."""
         if self._at != self._stream[-1]:
             raise _violation(f"the answer ended after {self._at} of {self._stream[-1]} bytes")
+        return self._blocks_in_place()
+
+    def arrived(self) -> Arrived:
+        """What is there of whole payloads, once what `next` has named has been received."""
+        if self._places is None:
+            self._places = self._blocks_in_place()
+        # a payload's bytes come in order, so all that has come of it is at its front
+        come = np.clip(self._at - self._stream[:-1], 0, self._sizes)
+        ends = np.bincount(self._blocks, come, len(self._lengths)).astype(np.int64)
+        return Arrived(self._places, ends.tolist())
+
+    def _blocks_in_place(self) -> list[Fetched]:
         starts = self._starts.tolist()
         return [
             Fetched(self._buffer[starts[i] : starts[i + 1]], None, self._ranges.get(i, ()))

@@ -12,6 +12,7 @@ from packkv.errors import InvalidRequest, LimitExceeded
 MAX_BLOCKS: Final = 16_384
 HASH_BYTES: Final = 32
 _MAX_RANGE_END: Final = 65_535
+_MAX_GROUPS: Final = 65_535
 
 
 def check_wanted(wanted: Wanted) -> None:
@@ -23,6 +24,16 @@ def check_wanted(wanted: Wanted) -> None:
     if count == 0:
         raise InvalidRequest("Get: no chain hashes", status="INVALID_ARGUMENT")
     check_names(wanted.chain_hashes)
+
+
+def check_layered(wanted: Wanted) -> None:
+    """Raises InvalidRequest unless the payloads can come layer by layer, if they are to."""
+    if wanted.on_layers is not None and not wanted.whole:
+        what = "Get: on_layers needs whole payloads, without a choice of layers or heads"
+        raise InvalidRequest(what, status="INVALID_ARGUMENT")
+    if not 1 <= wanted.groups <= _MAX_GROUPS:
+        what = f"Get: groups is {wanted.groups}; allowed: 1 to {_MAX_GROUPS}"
+        raise InvalidRequest(what, status="INVALID_ARGUMENT")
 
 
 def check_names(names: Sequence[bytes]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packkv.client.messages import MAX_PAYLOAD_BYTES, Fetched, Miss, Put, miss_of
-from packkv.client.paths import Buffer, NotHere, Opening, Views, Wanted
+from packkv.client.paths import Arrived, Buffer, NotHere, Opening, Views, Wanted
 from packkv.client.paths.answers import named, puts
 from packkv.client.paths.arena import Arena
 from packkv.client.paths.buffers import PAGE, Buffers
@@ -83,6 +83,7 @@ class SharedMemory:
         if not is_held:
             # the store may have written something else there meanwhile
             return [Fetched(None, block.miss or Miss.ABSENT) for block in blocks]
+        wanted.hand_on(Arrived(blocks, [len(block.data or b"") for block in blocks]))
         return blocks
 
     @contextmanager

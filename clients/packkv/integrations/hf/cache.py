@@ -1,7 +1,7 @@
 """PackedKVCache: a transformers Cache whose past is packed pages."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from packkv.integrations.hf.attention import TAG
-from packkv_kernels.attention import attend
+from packkv.integrations.hf.prefix import ArrivingPages
+from packkv_kernels.attention import PageTables, attend
 from packkv_kernels.config import CacheShape
 from packkv_kernels.paged_cache import PagedCache, SequenceCache
 
 __all__ = ["JoinedCache", "PackedKVCache", "left_padding"]
+
+# Pages that tables on a device have room for at first.
+_FIRST_PAGES = 64
 
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 
@@ -59,12 +63,14 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         self.token_ids: list[list[int]] | None = []
         self._fed: torch.Tensor | None = None
         self._untouched = True
-        self._tables: list[NDArray[np.int32]] = []
+        self._tables: Sequence[NDArray[np.int32]] = []
         self._paged = paged
         self._recent_window = recent_window
         self._observe = observe
         self._on_prefill = on_prefill
         self._began = 0.0
+        self._arriving: ArrivingPages | None = None
+        self._waited_s = 0.0
 
     def start(
         self, rows: list[SequenceCache], padding: list[int], length: int, prefixes: list[list[int]]
@@ -82,10 +88,23 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         self.token_ids = prefixes
         self.matched_tokens = [row.tokens() for row in rows]
 
+    def expect(self, arriving: ArrivingPages) -> None:
+        """The last pages of the one row are still to be filled: each layer waits for its part.
+
+        From here until they are whole a forward pass may raise PrefixLost; the cache can then only
+        be released.
+        """
+        self._arriving = arriving
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether layers of pages are missing that this cache counts among its own."""
+        return self._arriving is not None
+
     def feed(self, input_ids: torch.Tensor | None) -> None:
         """Notes the token ids [batch, new] of the forward pass that begins, None if it has none."""
         self._fed = None if input_ids is None else input_ids.detach().cpu()
-        self._began = time.monotonic()
+        self._began, self._waited_s = time.monotonic(), 0.0
 
     def new_row(self) -> SequenceCache:
         """An empty row with this cache's settings."""
@@ -115,7 +134,20 @@ class PackedKVCache(Cache):  # type: ignore[misc]
 
         self._note_tokens(batch, new)
         # pages come and go between steps only, so all layers share the tables
-        self._tables = [row.page_table() for row in self.rows]
+        self._tables = self._where_read([row.page_table() for row in self.rows])
+
+    def _where_read(self, tables: list[NDArray[np.int32]]) -> Sequence[NDArray[np.int32]]:
+        """Page tables where attention reads them: those of a device are written in place."""
+        paged = self._paged()
+        if paged is None or not paged.is_on_device:
+            return tables
+        longest, held = max(len(table) for table in tables), self._tables
+        fits = isinstance(held, PageTables) and len(held) == len(tables)
+        if not isinstance(held, PageTables) or not fits or longest > held.table.shape[1]:
+            # room to double in, so that tables are seldom taken anew
+            held = paged.page_tables(len(tables), max(_FIRST_PAGES, 2 * longest))
+        held.update(tables)
+        return held
 
     def _note_tokens(self, batch: int, new: int) -> None:
         fed, self._fed = self._fed, None
@@ -132,7 +164,9 @@ class PackedKVCache(Cache):  # type: ignore[misc]
     def end_step(self, new: int) -> None:
         """Called by the last layer of a forward pass: packs what is old enough."""
         if self._on_prefill is not None and new > 1:
-            self._on_prefill(len(self.rows) * new, time.monotonic() - self._began)
+            # waiting for layers is no computing
+            seconds = time.monotonic() - self._began - self._waited_s
+            self._on_prefill(len(self.rows) * new, seconds)
         self.length += new
         paged = self._paged()
         if paged is not None:
@@ -146,8 +180,14 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         keys: torch.Tensor,
         values: torch.Tensor,
         scaling: float,
+        window: int | None,
     ) -> torch.Tensor:
-        """Attention of one layer, row by row: [batch, new, q_heads, head_dim]."""
+        """Attention of one layer, row by row: [batch, new, q_heads, head_dim].
+
+        Raises:
+            PrefixLost: see `expect`.
+        """
+        self._settle(layer)
         batch, q_heads, new, head_dim = query.shape
         skipped = self._skipped(new)
         active = [row for row in range(batch) if skipped[row] < new]
@@ -164,10 +204,11 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         found = attend(
             queries,
             None if paged is None else paged.layer(layer),
-            [self._tables[row] for row in active],
+            self._tables if len(active) == batch else [self._tables[row] for row in active],
             own_keys,
             own_values,
             scaling=scaling,
+            window=window,
         )
         if batch == 1 and skipped[0] == 0:
             return found[0].transpose(0, 1)[None].contiguous()
@@ -178,6 +219,9 @@ class PackedKVCache(Cache):  # type: ignore[misc]
 
     def release(self) -> None:
         """Gives the pages back. The cache is empty afterwards and can be used again."""
+        if self._arriving is not None:
+            self._arriving.abandon()
+            self._arriving = None
         for row in self.rows:
             row.release(self._paged())
         self.rows, self.padding, self.matched_tokens, self.length = [], [], [], 0
@@ -199,6 +243,7 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         """Removes the newest columns. What was packed comes back as it was packed, not exactly."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes a negative number of tokens, not {tokens_to_remove}")
+        self._settle(self.shape.layers - 1)
         paged = self._paged()
         for row, padding in zip(self.rows, self.padding, strict=True):
             row.shorten(paged, max(0, self.length + tokens_to_remove - padding))
@@ -206,6 +251,14 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         if self.token_ids is not None:
             kept = zip(self.token_ids, self.rows, strict=True)
             self.token_ids = [tokens[: row.tokens()] for tokens, row in kept]
+
+    def _settle(self, layer: int) -> None:
+        """Waits for a layer of the pages that are arriving, if there are any."""
+        if self._arriving is None:
+            return
+        self._waited_s += self._arriving.fill(layer)
+        if self._arriving.are_whole:
+            self._arriving = None
 
     def _select(self, rows: Iterable[int]) -> None:
         chosen = list(rows)
@@ -246,6 +299,8 @@ class JoinedCache(PackedKVCache):
         for cache in caches:
             if len(cache.rows) != 1 or any(cache.padding) or cache.token_ids is None:
                 raise ValueError("only caches of one row that was fed token ids can be joined")
+            if cache.is_arriving:
+                raise ValueError("a cache whose prefix is still arriving cannot be joined")
             # the same lists: what this step adds belongs to the caches that were joined
             prefixes += cache.token_ids
         rows = [cache.rows[0] for cache in caches]
@@ -299,12 +354,13 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[misc]
         values: torch.Tensor,
         padding_mask: torch.Tensor | None,
         scaling: float,
+        window: int | None,
     ) -> torch.Tensor:
         self._pending = False
         batch, _, new, _ = query.shape
         if self._layer == 0:
             self._cache.begin_step(batch, new, padding_mask)
-        out = self._cache.attend_rows(self._layer, query, keys, values, scaling)
+        out = self._cache.attend_rows(self._layer, query, keys, values, scaling, window)
         if self._layer == self._cache.shape.layers - 1:
             self._cache.end_step(new)
         return out

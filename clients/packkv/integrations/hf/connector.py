@@ -7,18 +7,19 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
-from packkv.client import Client
+from packkv.client import Store, open_store
 from packkv.errors import ConfigError, PackKVError
 from packkv.hashing import chain_hashes
 from packkv.identity import Namespace
 from packkv.integrations.hf.attention import ATTENTION, use_packed_attention
 from packkv.integrations.hf.cache import PackedKVCache, left_padding
 from packkv.integrations.hf.model import kv_dtype_of, namespace_of, profile_beside, shape_of
+from packkv.integrations.hf.prefix import FoundPrefix
 from packkv.prefix_cache import Counters, PrefixCache, PrefixCacheConfig, adopt_profile
 from packkv_kernels.budget import uniform
 from packkv_kernels.config import BLOCK_TOKENS, CodecConfig
-from packkv_kernels.errors import CacheFull, PayloadError, ProfileError
-from packkv_kernels.paged_cache import Page, PagedCache, SequenceCache
+from packkv_kernels.errors import ProfileError
+from packkv_kernels.paged_cache import PagedCache, SequenceCache
 from packkv_kernels.profile import Calibrator, Profile
 
 __all__ = ["PackKV", "PackKVConfig"]
@@ -32,6 +33,8 @@ class PackKVConfig:
 
     Args:
         codec: "hybrid", "packkv" or "raw", with parameters as in "hybrid:delta=1.0,v_levels=8".
+        backend: of codec and attention, a name from `available_backends`; None takes the best for
+            the model's device: "triton" on a GPU, where pages then lie.
         cache_bytes: memory for packed pages; what does not fit stays uncompressed or is forgotten.
         recent_window: newest tokens of a sequence that stay exact although a block is full.
         calibration_tokens: the first prefill of at least this many tokens makes the profile, when
@@ -44,6 +47,7 @@ class PackKVConfig:
     """
 
     codec: str = "hybrid"
+    backend: str | None = None
     cache_bytes: int = 1 << 30
     recent_window: int = 0
     calibration_tokens: int = 512
@@ -71,14 +75,14 @@ class PackKV:
     def __init__(
         self,
         model: PreTrainedModel,
-        store: str | Client | None = None,
+        store: str | Store | None = None,
         config: PackKVConfig | None = None,
         *,
         profile: Profile | None = None,
     ) -> None:
         """
         Args:
-            model: a decoder with full attention, on the CPU.
+            model: a decoder with full or sliding attention, on one device.
             store: address of a store, or a client with its own settings; None shares nothing.
             config: settings.
             profile: of an earlier calibration of this model; None takes the one in the model's
@@ -91,7 +95,7 @@ class PackKV:
         self.codec = CodecConfig.parse(self.config.codec)
         self.shape = shape_of(model)
         self.profile: Profile | None = None
-        self._kv_dtype = kv_dtype_of(model)
+        self._kv_dtype, self._device = kv_dtype_of(model), model.device
         self._namespace = namespace_of(
             model,
             self.codec,
@@ -101,7 +105,7 @@ class PackKV:
             tenant_salt=self.config.tenant_salt,
         )
         self._owns_client = isinstance(store, str)
-        self._client = Client(store) if isinstance(store, str) else store
+        self._client = open_store(store) if isinstance(store, str) else store
         self._paged: PagedCache | None = None
         self._prefix_cache: PrefixCache | None = None
         self._calibrator: Calibrator | None = None
@@ -123,13 +127,25 @@ class PackKV:
         attention_mask: torch.Tensor | None = None,
         *,
         cache_salt: str = "",
+        fetch: bool = True,
+        layerwise: bool = False,
     ) -> PackedKVCache:
         """A cache that already holds the longest known prefix of each prompt.
+
+        With `layerwise` its last blocks may still be arriving: every layer of the model then waits
+        for its part of them, so that the first computes while the last is on its way. When they do
+        not come whole, or not in time, the forward pass raises `packkv.errors.PrefixLost`: only
+        callers that can begin again should ask for it. They `release` the cache and run the model
+        anew with another one, as from `new_cache(..., fetch=False)`. Nothing that was computed
+        before may be used; whatever comes out of a pass that does not raise is right.
 
         Args:
             input_ids: [batch, tokens], the prompt that `generate` or the model gets next.
             attention_mask: [batch, tokens] of a left-padded batch.
             cache_salt: only caches with the same one share blocks, here and in the store.
+            fetch: ask the store; otherwise the prefix is what this worker holds.
+            layerwise: the forward pass may begin before the prefix is here. For one prompt; a
+                batch is loaded whole, and so is what comes from a store on this host.
 
         Returns:
             The cache to pass as `past_key_values`. Its length is the same for every row, as
@@ -147,17 +163,21 @@ class PackKV:
             # another worker has calibrated since
             self._begin(stored)
         prompts, padding = _prompts(input_ids, attention_mask)
-        prefixes = [self._prefix(tokens, self._root_hash(cache_salt)) for tokens in prompts]
-        pairs = list(zip(prefixes, padding, strict=True))
-        length = min(skip + BLOCK_TOKENS * len(pages) for pages, skip in pairs)
+        one = layerwise and len(prompts) == 1
+        prefixes = [self._prefix(tokens, cache_salt, fetch, one) for tokens in prompts]
+        pages = [[] if prefix is None else prefix.pages for prefix in prefixes]
+        pairs = list(zip(pages, padding, strict=True))
+        length = min(skip + BLOCK_TOKENS * len(held) for held, skip in pairs)
         rows = []
-        for pages, skip in pairs:
+        for held, skip in pairs:
             row = cache.new_row()
-            row.adopt(pages)
+            row.adopt(held)
             row.shorten(self._paged, max(0, length - skip))
             rows.append(row)
-        held = [tokens[: row.tokens()] for tokens, row in zip(prompts, rows, strict=True)]
-        cache.start(rows, padding, length, held)
+        tokens_held = [tokens[: row.tokens()] for tokens, row in zip(prompts, rows, strict=True)]
+        cache.start(rows, padding, length, tokens_held)
+        if one and prefixes[0] is not None and prefixes[0].arriving is not None:
+            cache.expect(prefixes[0].arriving)
         return cache
 
     def publish(self, cache: PackedKVCache) -> int:
@@ -166,7 +186,7 @@ class PackKV:
         The token ids are those that the model was really given, so a block cannot get another
         prefix's name. A cache that was fed embeddings instead of token ids publishes nothing.
         """
-        if self._paged is None or cache.token_ids is None:
+        if self._paged is None or cache.token_ids is None or cache.is_arriving:
             return 0
         queued, root_hash = 0, self._root_hash(cache.cache_salt)
         for row, tokens in zip(cache.rows, cache.token_ids, strict=True):
@@ -200,9 +220,22 @@ class PackKV:
         finally:
             cache.release()
 
+    def block_names(self, tokens: list[int], cache_salt: str = "") -> list[bytes]:
+        """The chain hashes of the blocks of a prompt that need not be computed if they are held.
+
+        At least one token is always left to compute. From any thread.
+        """
+        usable = (len(tokens) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        return chain_hashes(self._root_hash(cache_salt), tokens[: max(0, usable)])
+
     def flush(self, timeout_s: float) -> bool:
         """Waits until everything published was answered or dropped; False when time ran out."""
         return self._prefix_cache is None or self._prefix_cache.flush(timeout_s)
+
+    def forget_pages(self) -> int:
+        """Gives up the pages that no cache holds; how many. What is asked next comes from the
+        store, or is computed."""
+        return 0 if self._paged is None else self._paged.forget()
 
     @property
     def namespace(self) -> Namespace:
@@ -238,6 +271,8 @@ class PackKV:
             profile,
             capacity_bytes=self.config.cache_bytes,
             kv_dtype=self._kv_dtype,
+            device=self._device,
+            backend=self.config.backend,
         )
         self.profile = profile
         self._calibrator = None
@@ -259,30 +294,17 @@ class PackKV:
             if page.chain_hash is None and index * BLOCK_TOKENS >= row.restored_tokens:
                 self._paged.name(page, root_hash=root_hash, chain_hash=chain_hash)
 
-    def _prefix(self, tokens: list[int], root_hash: bytes) -> list[Page]:
-        """The longest run of pages for a prompt, held; at least one token is left to compute."""
+    def _prefix(
+        self, tokens: list[int], cache_salt: str, fetch: bool, layerwise: bool
+    ) -> FoundPrefix | None:
+        """The longest known prefix of a prompt; None while nothing can be packed."""
         if self._paged is None:
-            return []
-        usable = (len(tokens) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
-        hashes = chain_hashes(root_hash, tokens[: max(0, usable)])
-        pages: list[Page] = []
-        for chain_hash in hashes:
-            page = self._paged.find(chain_hash)
-            if page is None:
-                break
-            pages.append(page)
-        if len(pages) == len(hashes) or self._prefix_cache is None:
-            return pages
-        loaded = self._prefix_cache.load(tokens, held_blocks=len(pages), root_hash=root_hash)
-        try:
-            for payload in loaded.payloads:
-                pages.append(self._paged.adopt(payload))
-        # what is adopted so far is sound; the rest is computed
-        except PayloadError as error:
-            self._prefix_cache.count_refused(error)
-        except CacheFull as error:
-            log.warning("prefix cut at %d blocks: %s", len(pages), error)
-        return pages
+            return None
+        prefix = FoundPrefix(self._paged, self.block_names(tokens, cache_salt))
+        if fetch and self._prefix_cache is not None:
+            root_hash = self._root_hash(cache_salt)
+            prefix.fetch(self._prefix_cache, tokens, root_hash, layerwise=layerwise)
+        return prefix
 
     def _stored_profile(self) -> Profile | None:
         """The profile in force for this model, if the store has one that fits."""

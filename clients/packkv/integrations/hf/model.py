@@ -22,7 +22,7 @@ _DTYPES = {
 
 
 def shape_of(model: PreTrainedModel) -> CacheShape:
-    """Layers, KV heads and head_dim of a decoder with full attention in every layer.
+    """Layers, KV heads and head_dim of a decoder with full or sliding attention in every layer.
 
     Raises:
         ConfigError: the model keeps something else than K and V per head.
@@ -31,8 +31,10 @@ def shape_of(model: PreTrainedModel) -> CacheShape:
     slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     plain = "sliding_attention" if slides else "full_attention"
     kinds = set(getattr(config, "layer_types", None) or [plain])
-    if kinds != {"full_attention"}:
-        raise ConfigError(f"PackKV packs full attention only; this model has {sorted(kinds)}")
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        raise ConfigError(
+            f"PackKV packs full and sliding attention only; this model has {sorted(kinds)}"
+        )
     if getattr(config, "kv_lora_rank", None):
         raise ConfigError("PackKV does not pack latent attention (MLA) in this version")
     q_heads = config.num_attention_heads

@@ -2,76 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from packkv.client import Client, ClientConfig, Fetched, Miss, PutStatus, Span
-from packkv.client.config import PATHS
+from packkv.client import Arrived, Client, Miss, PutStatus, Span
 from packkv.errors import (
     ClientClosed,
-    DeadlineExceeded,
     InvalidRequest,
     LimitExceeded,
     ProtocolViolation,
     StoreError,
-    StoreUnavailable,
 )
+from tests.clients.client.paths.conftest import Connect, contents, named, names, payloads
 from tests.clients.conftest import StoreProcess
 from tests.store.conftest import MIB, Payload, build_payload, build_prefix
-
-Connect = Callable[..., Client]
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def connect(path: str) -> Iterator[Connect]:
-    """Opens clients that have this path and no other."""
-    opened: list[Client] = []
-
-    def connect(target: str, **settings: object) -> Client:
-        config = ClientConfig(**({"paths": (path,)} | settings))  # type: ignore[arg-type]
-        opened.append(Client(target, config=config))
-        return opened[-1]
-
-    yield connect
-    for client in opened:
-        client.close()
-
-
-@pytest.fixture
-def client(store: StoreProcess, connect: Connect) -> Client:
-    return connect(store.target)
-
-
-@pytest.fixture
-def plain(store: StoreProcess) -> Iterator[Client]:
-    """The path that the others are compared with."""
-    with Client(store.target, config=ClientConfig(paths=("grpc",))) as client:
-        yield client
-
-
-def named(prefix: list[Payload]) -> list[tuple[bytes, bytes]]:
-    return [(block.chain_hash, block.data) for block in prefix]
-
-
-def names(prefix: list[Payload]) -> list[bytes]:
-    return [block.chain_hash for block in prefix]
-
-
-def payloads(blocks: list[Fetched]) -> list[bytes | None]:
-    return [bytes(block.data) if block.data is not None else None for block in blocks]
-
-
-def contents(blocks: list[Fetched]) -> list[object]:
-    return [(bytes(b.data), b.received) if b.data is not None else b.miss for b in blocks]
 
 
 def test_what_is_put_comes_back(client: Client, path: str) -> None:
@@ -178,6 +125,61 @@ def test_bytes_are_counted_as_they_come(client: Client) -> None:
     assert sum(came) == sum(len(b.data) for b in prefix)
 
 
+def test_whole_payloads_come_layer_by_layer(client: Client, path: str) -> None:
+    prefix = build_prefix("a", 6, layers=4, section_bytes=130_000)
+    client.put(named(prefix[:2] + prefix[3:]))
+    seen: list[Arrived] = []
+    fronts: list[list[bytes]] = []
+
+    def look(arrived: Arrived) -> None:
+        seen.append(arrived)
+        parts = zip(arrived.blocks, arrived.ends, strict=True)
+        fronts.append([bytes((block.data or b"")[:end]) for block, end in parts])
+
+    got = client.get(names(prefix), on_layers=look, groups=4)
+    assert contents(got) == contents(client.get(names(prefix)))
+    # what was there once stayed as it was
+    for front in fronts:
+        for begin, block in zip(front, got, strict=True):
+            assert begin == bytes((block.data or b"")[: len(begin)])
+    assert seen[-1].ends == [len(block.data or b"") for block in got]
+    assert all(one.blocks is seen[0].blocks for one in seen)
+    if path == "shared-memory":
+        assert len(seen) == 1
+        return
+    # no block is ahead of another by more than a layer and a frame
+    assert len(seen) >= 5
+    for one in seen[:-1]:
+        ends = [end for end, block in zip(one.ends, got, strict=True) if block.data]
+        assert max(ends) - min(ends) < 2 * 130_000 + 2 * MIB
+
+
+def test_what_the_receiver_raises_ends_the_get_and_comes_out(client: Client) -> None:
+    prefix = build_prefix("a", 3)
+    client.put(named(prefix))
+
+    def refuse(arrived: Arrived) -> None:
+        raise TimeoutError("the receiver's own")
+
+    for _ in range(5):
+        with pytest.raises(TimeoutError, match="the receiver's own"):
+            client.get(names(prefix), on_layers=refuse)
+    # it is no fault of the store
+    assert client.breaker.is_closed
+    assert payloads(client.get(names(prefix))) == [b.data for b in prefix]
+
+
+def test_layers_can_come_one_by_one_only_of_whole_payloads(client: Client) -> None:
+    for wrong in (
+        {"layers": Span(0, 1)},
+        {"heads": Span(0, 1)},
+        {"groups": 0},
+        {"groups": 1 << 16},
+    ):
+        with pytest.raises(InvalidRequest):
+            client.get([bytes(32)], on_layers=print, **wrong)
+
+
 def test_each_block_of_a_put_has_its_own_answer(client: Client) -> None:
     good, known, other, last = build_prefix("a", 4)
     client.put(named([known]))
@@ -270,48 +272,6 @@ def test_payloads_outlive_later_calls_and_the_client(store: StoreProcess, connec
         client.get(names(second))
     client.close()
     assert payloads(kept) == [b.data for b in first]
-
-
-def test_a_store_that_hangs_is_waited_for_until_the_deadline(
-    own_store: StoreProcess, connect: Connect
-) -> None:
-    prefix = build_prefix("a", 2)
-    client = connect(own_store.target, breaker_failures=100)
-    client.put(named(prefix))
-    own_store.pause()
-    try:
-        for call in (
-            lambda: client.get(names(prefix), deadline_s=0.3),
-            lambda: client.put(named(prefix), deadline_s=0.3),
-        ):
-            with pytest.raises((DeadlineExceeded, StoreUnavailable)):
-                call()
-    finally:
-        own_store.resume()
-    assert payloads(client.get(names(prefix))) == [b.data for b in prefix]
-
-
-def test_a_store_that_is_killed_and_started_again_is_found_again(
-    own_store: StoreProcess, connect: Connect
-) -> None:
-    prefix = build_prefix("a", 2)
-    client = connect(own_store.target, breaker_failures=1000, retries=0)
-    client.put(named(prefix))
-    own_store.kill()
-    with pytest.raises(StoreUnavailable):
-        client.get(names(prefix))
-    with pytest.raises(StoreUnavailable):
-        client.put(named(prefix))
-    own_store.start(own_store.target)
-    found = threading.Event()
-    for _ in range(200):
-        try:
-            got = client.get(names(prefix))
-        except StoreUnavailable:
-            found.wait(0.05)
-        else:
-            break
-    assert payloads(got) == [b.data for b in prefix]
 
 
 def test_a_prefix_larger_than_the_ram_of_the_store_comes_all_the_same(
