@@ -39,8 +39,8 @@ test: setup lint types layers pytest ## everything that must hold: style, types,
 pytest: setup ## the tests alone: make pytest ARGS="-k lease"
 	$(BIN)/pytest $(ARGS)
 
-soak: setup   ## stores and clients killed at any point, for hours: make soak ROUNDS=300
-	$(BIN)/pytest -m soak --soak-rounds $(or $(ROUNDS),300) tests/e2e/faults $(ARGS)
+soak: setup   ## processes killed at any point, a million tiles through cold coding, for hours: make soak ROUNDS=300
+	$(BIN)/pytest -m soak --soak-rounds $(or $(ROUNDS),300) tests/e2e/faults tests/kernels/entropy $(ARGS)
 
 lint: setup   ## ruff
 	$(BIN)/ruff check .

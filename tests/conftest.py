@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+# started in the background by a shell, the tests and all that they start would ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # a machine that is busy with something else must not fail a property
 settings.register_profile("packkv", deadline=None)
 settings.load_profile("packkv")
@@ -25,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--soak-rounds",
         type=int,
         default=2,
-        help="how often each soak test kills something; `make soak` says hundreds",
+        help="rounds of each soak test: a kill, or some cases; `make soak` says hundreds",
     )
 
 

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
+import grpc
 import pytest
 
 from packkv.client import Client as StoreClient
-from packkv.client import ClientConfig
-from packkv.errors import StoreError, StoreUnavailable
+from packkv.client import ClientConfig, Fleet, PutStatus
 from packkv_protos.v1 import block_store_pb2 as pb
 from tests.store.conftest import (
     Client,
@@ -77,8 +77,10 @@ async def test_a_prefix_published_to_one_node_is_fetched_through_another(
         got = await b.get(hashes_of(prefix), lease_id=found.lease_id)
         assert [got.payloads[at] for at in range(40)] == [payload.data for payload in prefix]
         # it is kept, and found without anybody else from now on
+        async with asyncio.timeout(20):
+            while (await b.stats()).counters["packkv_pulled_blocks_total"] < 40:
+                await asyncio.sleep(0.01)
         assert await holds(b, prefix, 40)
-        assert (await b.stats()).counters["packkv_pulled_blocks_total"] == 40
 
 
 async def test_a_run_may_be_scattered_over_nodes(redis: Deployment) -> None:
@@ -131,6 +133,33 @@ async def test_a_node_that_was_killed_makes_a_miss_and_no_wait(redis: Deployment
         got = await b.get(hashes_of(shared))
         assert [got.payloads[at] for at in range(10)] == [p.data for p in shared]
         assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("path", ["grpc", "bulk"])
+async def test_an_owner_killed_in_the_middle_of_a_pull_makes_misses(
+    redis: Deployment, path: str
+) -> None:
+    prefix = build_prefix("a", 24, layers=8, section_bytes=90_000)
+    # nodes without a bulk port pull over gRPC
+    big = ["--ram-bytes", "128MiB", "--index", redis.url]
+    big += ["--bulk-listen", "off"] if path == "grpc" else []
+    with ExitStack() as stack:
+        owner, asked = (stack.enter_context(server_process(*big)) for _ in range(2))
+        at_owner, at_asked = (
+            stack.enter_context(StoreClient(node.address, config=ClientConfig(paths=(path,))))
+            for node in (owner, asked)
+        )
+        at_owner.put([(one.chain_hash, one.data) for one in prefix])
+        async with connected(asked.address) as client:
+            await matches(client, prefix, 24)
+            fetching = asyncio.ensure_future(asyncio.to_thread(at_asked.get, hashes_of(prefix)))
+            async with asyncio.timeout(20):
+                while not (await client.stats()).tiers[0].used_bytes:
+                    await asyncio.sleep(0)
+        owner.kill()
+        # made again by the client, if any of it had been passed on
+        for got, one in zip(await fetching, prefix, strict=True):
+            assert got.data is None or got.data == one.data
 
 
 async def test_a_node_that_hangs_makes_a_miss_and_no_wait(redis: Deployment) -> None:
@@ -201,54 +230,118 @@ async def test_an_identity_and_its_blocks_survive_a_restart(
             assert len((await b.get(hashes_of(prefix))).payloads) == 10
 
 
-async def test_every_node_is_restarted_in_turn_and_no_request_fails(
-    redis: Deployment, tmp_path: Path
-) -> None:
-    """Workers name their own node first and others behind it, as one gRPC target."""
-    prefixes = [build_prefix(f"p{number}", 8, section_bytes=2_000) for number in range(6)]
-    ports = [free_port() for _ in range(3)]
-    stop, failures, served = threading.Event(), [], [0, 0, 0]
+class Worker(threading.Thread):
+    """Publishes, finds and fetches without a pause; what goes wrong is in `failures`."""
 
-    def work(first: int) -> None:
-        order = ports[first:] + ports[:first]
-        target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in order)
-        with StoreClient(target, config=ClientConfig(paths=("grpc",))) as client:
-            for prefix in itertools.cycle(prefixes):
-                if stop.is_set():
+    def __init__(self, number: int, fleet: Fleet, seeds: Sequence[Sequence[Payload]]) -> None:
+        super().__init__(daemon=True)
+        self.failures: list[str] = []
+        self.served = 0
+        self._number = number
+        self._fleet = fleet
+        self._seeds = seeds
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        with self._fleet:
+            for turn in itertools.count():
+                if self._ended.is_set():
                     return
-                hashes = hashes_of(prefix)
+                own = build_prefix(f"{self._number} {turn}", 4, section_bytes=2_000)
                 try:
-                    found = client.match(hashes, lease_ms=2_000)
-                    for at, got in enumerate(client.get(hashes[: found.blocks or 1])):
-                        assert got.data is None or got.data == prefix[at].data
-                        served[first] += got.data is not None
-                    # a publisher drops what a node that leaves does not take
-                    with suppress(StoreUnavailable):
-                        client.put([(one.chain_hash, one.data) for one in prefix])
-                except (StoreError, AssertionError) as error:
-                    failures.append(repr(error))
+                    results = self._fleet.put([(one.chain_hash, one.data) for one in own])
+                    assert {one.status for one in results} == {PutStatus.STORED}
+                    for prefix in (self._seeds[turn % len(self._seeds)], own):
+                        self._fetch(prefix)
+                except Exception as error:
+                    self.failures.append(repr(error))
 
+    def _fetch(self, prefix: Sequence[Payload]) -> None:
+        found = self._fleet.match(hashes_of(prefix), lease_ms=2_000)
+        wanted = hashes_of(prefix)[: found.blocks or 1]
+        for at, got in enumerate(self._fleet.get(wanted, lease_id=found.lease_id)):
+            assert got.data is None or got.data == prefix[at].data, "wrong bytes"
+            self.served += got.data is not None
+        self._fleet.release(found.lease_id, wait=False)
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+async def test_every_node_is_restarted_in_turn_and_no_request_fails(redis: Deployment) -> None:
+    """The nodes have nothing but RAM: what only one of them has, it must hand over."""
+    seeds = [build_prefix(f"p{number}", 8, section_bytes=2_000) for number in range(9)]
+    ports = [free_port() for _ in range(3)]
+    targets = [f"127.0.0.1:{port}" for port in ports]
+    # two have a node of their own and others behind it, one goes to the owners itself
+    fleets = [Fleet(targets), Fleet([targets[1], targets[2], targets[0]])]
+    fleets.append(Fleet(targets[::-1], direct=True))
+    workers = [Worker(number, fleet, seeds) for number, fleet in enumerate(fleets)]
     with ExitStack() as stack:
-        running = [node_at(stack, redis, port, tmp_path) for port in ports]
-        workers = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        running = [node_at(stack, redis, port) for port in ports]
+        for number, prefix in enumerate(seeds):
+            async with connected(targets[number % 3]) as node:
+                await node.put(prefix)
         for worker in workers:
             worker.start()
         try:
             for number, port in enumerate(ports):
-                before = list(served)
+                enough = [worker.served + 12 for worker in workers]
                 assert await asyncio.to_thread(running[number].terminate) == 0
-                await asyncio.to_thread(node_at, stack, redis, port, tmp_path)
-                async with asyncio.timeout(30):
-                    while any(now < then + 8 for now, then in zip(served, before, strict=True)):
+                await asyncio.to_thread(node_at, stack, redis, port)
+                async with asyncio.timeout(60), connected(targets[number]) as node:
+                    for prefix in seeds:
+                        await matches(node, prefix, 8)
+                    while any(w.served < one for w, one in zip(workers, enough, strict=True)):
                         await asyncio.sleep(0.02)
         finally:
-            stop.set()
             for worker in workers:
-                await asyncio.to_thread(worker.join)
-    assert failures == []
+                await asyncio.to_thread(worker.stop)
+    assert [worker.failures for worker in workers] == [[], [], []]
 
 
-def node_at(stack: ExitStack, redis: Deployment, port: int, folder: Path) -> Process:
-    flags = ["--listen", f"127.0.0.1:{port}", "--index", redis.url, "--ram-bytes", "32MiB"]
-    flags += ["--data-dir", str(folder / str(port)), "--disk-bytes", "64MiB"]
-    return stack.enter_context(server_process(*flags, "--grace-seconds", "1"))
+def node_at(stack: ExitStack, redis: Deployment, port: int) -> Process:
+    flags = ["--listen", f"127.0.0.1:{port}", "--index", redis.url, "--ram-bytes", "64MiB"]
+    return stack.enter_context(server_process(*flags, "--grace-seconds", "2"))
+
+
+async def test_with_replicas_a_block_outlives_the_node_that_was_given_it(redis: Deployment) -> None:
+    prefix = build_prefix("a", 20, section_bytes=2_000)
+    async with AsyncExitStack() as stack:
+        flags = ["--ram-bytes", "32MiB", "--index", redis.url, "--replicas", "2"]
+        running = [stack.enter_context(server_process(*flags)) for _ in range(3)]
+        at = [await stack.enter_async_context(connected(node.address)) for node in running]
+        copied = 0
+        async with asyncio.timeout(20):
+            # the first Put may come before the nodes know of each other
+            while copied < 20:
+                await at[0].clear()
+                await at[0].put(prefix)
+                copied = (await at[0].stats()).counters["packkv_replicas_total"]
+                await asyncio.sleep(0.2)
+        running[0].kill()
+        for client in at[1:]:
+            await matches(client, prefix, 20)
+            got = await client.get(hashes_of(prefix))
+            assert [got.payloads[place] for place in range(20)] == [one.data for one in prefix]
+
+
+async def test_redis_killed_while_a_node_hands_over_holds_nobody_up(redis: Deployment) -> None:
+    prefix = build_prefix("a", 300, section_bytes=10_000)
+    async with nodes(redis, None, None) as ((leaving, a), (_, b)):
+        await a.put(prefix)
+        await matches(b, prefix, 300)
+        began = time.monotonic()
+        leaving.popen.terminate()
+        redis.servers[0].kill()
+        # calls are answered for as long as it is there
+        with suppress(grpc.aio.AioRpcError):
+            while await asyncio.wait_for(holds(a, prefix, 300), 5):
+                await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(leaving.popen.wait, 30) == 0
+        # Redis is given up after its deadline, the hand-over after its own
+        assert time.monotonic() - began < 25
+        # what came over is whole
+        got = await b.get(hashes_of(prefix))
+        assert all(data == prefix[at].data for at, data in got.payloads.items())

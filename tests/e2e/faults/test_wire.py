@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from packkv.client import Client, PutStatus
-from packkv.errors import PackKVError
+from packkv.errors import PackKVError, PrefixLost
 from packkv.prefix_cache import PrefixCacheConfig
+from packkv_kernels.config import CacheShape
+from packkv_kernels.format import read_payload, resident_sections
 from tests.clients.conftest import StoreProcess, Worker
+from tests.clients.prefix_cache.conftest import RealWorker
 from tests.e2e.faults.conftest import Connect, Fault, Network, contents, named, names
 from tests.store.conftest import build_prefix
 
@@ -21,6 +25,7 @@ pytestmark = [
 
 TOKENS = list(range(64 * 8))
 PATIENT = PrefixCacheConfig(deadline_s=5, probe_bytes=1 << 20)
+LAYERED = PrefixCacheConfig(deadline_s=5, group_bytes=1)
 STRIKES = 25
 
 
@@ -69,6 +74,51 @@ def test_what_breaks_on_the_way_to_a_worker_is_fewer_tokens_and_never_other_byte
     with Client(store.target) as direct:
         # the store was never at fault
         assert contents(direct.get(worker.hashes(TOKENS))) == truth
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut"])
+def test_what_breaks_while_layers_arrive_is_a_loss_and_never_other_words(
+    networked: tuple[StoreProcess, Network],
+    connect: Connect,
+    worker: Worker,
+    path: str,
+    kind: str,
+) -> None:
+    store, network = networked
+    real = RealWorker(worker.namespace, worker.codec, CacheShape(layers=8, heads=4, head_dim=64))
+    payloads = [payload for _, payload in real.blocks(TOKENS)]
+    truth = [resident_sections(read_payload(payload)) for payload in payloads]
+    rng = random.Random(f"{path} {kind} layers")
+    lost = whole = 0
+    with (
+        Client(store.target) as direct,
+        connect(network.target, retries=0) as client,
+        real.prefixes(direct) as publisher,
+        real.prefixes(client, LAYERED) as prefixes,
+    ):
+        publisher.publish(TOKENS, real.blocks(TOKENS))
+        assert publisher.flush(30)
+        for _ in range(STRIKES):
+            network.strike(None)
+            # a load that goes well keeps the rate that layers need to be worth while
+            assert prefixes.load([*TOKENS, 1]).num_tokens == len(TOKENS)
+            network.strike(Fault(kind, is_up=False, at=rng.randrange(sum(map(len, payloads)))))
+            prefix = prefixes.load([*TOKENS, 1], layerwise=True).arriving
+            if prefix is None:
+                continue
+            taken = [0] * len(truth)
+            try:
+                for part in (part for layer in range(8) for part in prefix.take(layer)):
+                    for block, sections in enumerate(part.blocks):
+                        begin, taken[block] = taken[block], taken[block] + len(sections.words)
+                        right = truth[block].words[begin : taken[block]]
+                        assert np.array_equal(sections.words, right)
+            except PrefixLost:
+                lost += 1
+            else:
+                assert taken == [len(one.words) for one in truth]
+                whole += 1
+        assert lost > STRIKES // 4, f"{lost} lost, {whole} whole"
 
 
 @pytest.mark.parametrize("kind", ["flip", "cut"])
