@@ -60,7 +60,18 @@ def test_only_our_four_packages_are_importable(folder: Path) -> None:
     assert found == "['packkv', 'packkv_kernels', 'packkv_protos', 'packkv_store']"
 
 
-@pytest.mark.parametrize("module", ["packkv", "packkv.client", "packkv.cli", "packkv_store"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "packkv",
+        "packkv.client",
+        "packkv.cli",
+        "packkv.router.service",
+        # settings are checked, and the environment of torch set, before torch is there
+        "packkv.worker.config",
+        "packkv_store",
+    ],
+)
 def test_light_imports_stay_light(module: str) -> None:
     assert heavy_modules_after(f"import {module}") == "[]"
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
+from packkv.cold import Cold, as_cold
 from packkv.errors import ConfigError
-
-# When blocks are published in cold form, which is smaller and must be decoded.
-Cold = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,7 @@ class PrefixCacheConfig:
     log_interval_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.cold not in get_args(Cold):
-            raise ConfigError(f"cold is {self.cold!r}, not one of {', '.join(get_args(Cold))}")
+        as_cold(self.cold)
         for name in ("deadline_s", "min_deadline_s", "publish_deadline_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")

@@ -11,8 +11,8 @@ from typing import Final
 
 from packkv.client import Tier
 from packkv.client.paths import Buffer
+from packkv.cold import Cold
 from packkv.prefix_cache.cold_coder import ColdCoder, OutOfTime
-from packkv.prefix_cache.config import Cold
 from packkv.prefix_cache.counters import Tally
 from packkv.prefix_cache.links import Links
 from packkv_kernels.entropy import ColdRates, cold_gain_s_per_byte

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 from packkv.client import ClientConfig
+from packkv.cold import Cold, as_cold
 from packkv.errors import ConfigError
-from packkv.prefix_cache.config import Cold
 from packkv.serving.config import ServerConfig
 from packkv_kernels.config import CodecConfig
 from packkv_kernels.errors import CodecError
@@ -70,8 +69,7 @@ class WorkerConfig(ServerConfig):
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         if _DEVICE.fullmatch(self.device) is None:
             raise ConfigError(f"device is {self.device!r}; write cpu, cuda or cuda:N")
-        if self.cold not in get_args(Cold):
-            raise ConfigError(f"cold is {self.cold!r}; write one of {', '.join(get_args(Cold))}")
+        as_cold(self.cold)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; write one of {', '.join(DTYPES)}")
         if not self.is_plain:

@@ -7,10 +7,10 @@ import threading
 import pytest
 
 from packkv.client import Tier
+from packkv.cold import Cold
 from packkv.errors import ConfigError
 from packkv.prefix_cache import PrefixCacheConfig
 from packkv.prefix_cache.cold_coder import ColdCoder, OutOfTime
-from packkv.prefix_cache.config import Cold
 from packkv.prefix_cache.counters import Tally
 from packkv.prefix_cache.forms import Forms
 from packkv.prefix_cache.links import Links
