@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +9,16 @@ from typing import Annotated
 import typer
 
 from packkv.cli.connection import credentials_of
+from packkv.cli.serving import (
+    MIB,
+    Insecure,
+    MaxBodyMib,
+    TlsCert,
+    TlsKey,
+    check_installed,
+    log_lines,
+)
 from packkv.errors import ConfigError
-
-_MIB = 1 << 20
 
 
 def register(app: typer.Typer) -> None:
@@ -41,16 +47,14 @@ def route(
     ] = 1.0,
     request_seconds: Annotated[float, typer.Option(help="until an answer has begun")] = 600.0,
     grace_seconds: Annotated[float, typer.Option(help="at the end, for running answers")] = 30.0,
-    max_body_mib: Annotated[int, typer.Option(help="largest request")] = 4,
+    max_body_mib: MaxBodyMib = 4,
     api_key_file: Annotated[
         Path | None,
         typer.Option(help="keys that may ask, one a line; workers are shown the same key"),
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate of the API")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM key of the API")] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="listen beyond loopback without keys and TLS")
-    ] = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    insecure: Insecure = False,
 ) -> None:
     """Serve the OpenAI API by sending each request to the worker that holds most of its prefix.
 
@@ -64,17 +68,13 @@ def route(
             --worker http://127.0.0.1:8001=127.0.0.1:7438
         curl -s localhost:8080/v1/models
     """
-    missing = [name for name in ("httpx2", "starlette", "uvicorn") if not _is_there(name)]
-    if missing:
-        raise ConfigError(f"{', '.join(missing)} missing: pip install 'packkv[route]'")
+    check_installed("route", "httpx2", "starlette", "uvicorn")
     from packkv.router.config import Policy, RouterConfig, WorkerAddress
     from packkv.router.service import serve
 
     if policy not in tuple(Policy):
         raise ConfigError(f"policy is {policy!r}; write {' or '.join(Policy)}")
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_lines()
     # a line for each request is not worth having
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     serve(
@@ -88,14 +88,10 @@ def route(
             request_s=request_seconds,
             grace_s=grace_seconds,
             listen=listen,
-            max_body_bytes=max_body_mib * _MIB,
+            max_body_bytes=max_body_mib * MIB,
             api_keys_file=api_key_file,
             tls_cert=tls_cert,
             tls_key=tls_key,
             insecure=insecure,
         )
     )
-
-
-def _is_there(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None

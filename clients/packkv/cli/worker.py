@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import os
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from packkv.cli.connection import DEFAULT_TARGET, credentials_of
-from packkv.errors import ConfigError
-
-_MIB = 1 << 20
+from packkv.cli.serving import (
+    MIB,
+    Insecure,
+    MaxBodyMib,
+    TlsCert,
+    TlsKey,
+    check_installed,
+    log_lines,
+)
+from packkv.cold import as_cold
 
 
 def register(app: typer.Typer) -> None:
@@ -60,7 +65,7 @@ def worker(
     ] = None,
     max_running: Annotated[int, typer.Option(help="answers at one time, in one batch")] = 8,
     max_waiting: Annotated[int, typer.Option(help="requests that wait; more get 429")] = 64,
-    max_body_mib: Annotated[int, typer.Option(help="largest request")] = 4,
+    max_body_mib: MaxBodyMib = 4,
     cache_mib: Annotated[int, typer.Option(help="memory for packed blocks")] = 1024,
     load_seconds: Annotated[float, typer.Option(help="longest fetch from the store")] = 2.0,
     request_seconds: Annotated[float, typer.Option(help="until an answer is complete")] = 600.0,
@@ -70,11 +75,9 @@ def worker(
     api_key_file: Annotated[
         Path | None, typer.Option(help="keys that may ask, one a line; # begins a comment")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate of the API")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM key of the API")] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="listen beyond loopback without keys and TLS")
-    ] = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    insecure: Insecure = False,
 ) -> None:
     """Serve a model by the OpenAI API; prefixes come from a store, and go there.
 
@@ -92,8 +95,7 @@ def worker(
             --model /models/llama --listen 0.0.0.0:8000 --api-key-file keys \\
             --tls-cert cert.pem --tls-key key.pem
     """
-    _check_installed()
-    from packkv.prefix_cache.config import Cold
+    check_installed("worker", "fastapi", "uvicorn", "torch")
     from packkv.worker.config import WorkerConfig
 
     config = WorkerConfig(
@@ -104,14 +106,14 @@ def worker(
         codec=codec,
         store=None if no_store or codec == "none" else store,
         client=credentials_of(ctx).client_config(),
-        cache_bytes=cache_mib * _MIB,
+        cache_bytes=cache_mib * MIB,
         deadline_s=load_seconds,
-        cold=cast(Cold, cold),
+        cold=as_cold(cold),
         listen=listen,
         max_context=max_context,
         max_running=max_running,
         max_waiting=max_waiting,
-        max_body_bytes=max_body_mib * _MIB,
+        max_body_bytes=max_body_mib * MIB,
         request_s=request_seconds,
         grace_s=grace_seconds,
         api_keys_file=api_key_file,
@@ -126,16 +128,6 @@ def worker(
     serve(config)
 
 
-def _check_installed() -> None:
-    missing = [name for name in ("fastapi", "uvicorn", "torch") if not _is_there(name)]
-    if missing:
-        raise ConfigError(f"{', '.join(missing)} missing: pip install 'packkv[worker]'")
-
-
-def _is_there(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
 def _set_up_process() -> None:
     """Must come before torch and transformers are imported."""
     # threads that spin while they wait make a worker several times slower beside other work
@@ -144,6 +136,4 @@ def _set_up_process() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_lines()
