@@ -1,12 +1,18 @@
-"""results.csv: one file for the rows of every benchmark, each with the columns that it has."""
+"""Where figures go: JSON for one run; results.csv for all, each row with the columns it has."""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["append_rows"]
+__all__ = ["append_rows", "write_json"]
+
+
+def write_json(path: Path, figures: Mapping[str, object]) -> None:
+    """All figures of a run."""
+    path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,12 +198,13 @@ def _write(
 ) -> None:
     from packkv.bench.codec.plot import svg
     from packkv.bench.codec.report import append_csv, as_json, show
+    from packkv.bench.results import write_json
 
     findings, about = report.findings, report.about
     figures = as_json(findings, about, report.about_long)
     show(figures, console)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(json_file, figures)
     if csv_file is not None:
         append_csv(csv_file, findings.rows, _flat(about))
         append_csv(csv_file, findings.long_rows, _flat(report.about_long))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -57,7 +56,7 @@ def route(
     os.environ["HF_HUB_OFFLINE"] = "1"
     from packkv.bench.codec.texts import TUNING_MODULES, read_module, read_text
     from packkv.bench.origin import origin
-    from packkv.bench.results import append_rows
+    from packkv.bench.results import append_rows, write_json
     from packkv.bench.route.experiment import run
     from packkv.bench.route.plan import Plan
     from packkv.bench.route.report import as_json, csv_rows, show
@@ -76,6 +75,6 @@ def route(
     figures = as_json(rows, plan, about)
     show(figures, console)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(json_file, figures)
     if csv_file is not None:
         append_rows(csv_file, csv_rows(figures))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -120,7 +119,7 @@ def _measure(
     csv_file: Path | None,
 ) -> None:
     from packkv.bench.origin import origin
-    from packkv.bench.results import append_rows
+    from packkv.bench.results import append_rows, write_json
     from packkv.bench.store.experiment import REDIS, run
     from packkv.bench.store.processes import RedisServer
     from packkv.bench.store.report import as_json, csv_rows, show
@@ -137,6 +136,6 @@ def _measure(
     figures = as_json(found, plan, about)
     show(figures, console)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(json_file, figures)
     if csv_file is not None:
         append_rows(csv_file, csv_rows(figures, about))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -162,12 +161,12 @@ def _write(
     json_file: Path | None,
     csv_file: Path | None,
 ) -> None:
-    from packkv.bench.results import append_rows
+    from packkv.bench.results import append_rows, write_json
     from packkv.bench.ttft.report import as_json, csv_rows, show
 
     figures = as_json(found, about)
     show(figures, console)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(json_file, figures)
     if csv_file is not None:
         append_rows(csv_file, csv_rows(figures, about))
