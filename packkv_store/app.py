@@ -205,7 +205,7 @@ class App:
             started_at=clock.monotonic(),
             leases=leases,
             residents=residents,
-            promotion=Promotion(residents, leases, self._threads, config.io_threads),
+            promotion=Promotion(residents, self._threads, config.io_threads),
             profiles=Profiles(profiles, MAX_PROFILES_BYTES),
             run=self._threads,
             max_block_bytes=config.max_block_bytes,

@@ -94,20 +94,22 @@ class ClusterStore:
         self, tenant: Tenant, hashes: Sequence[ChainHash], layers: Span, heads: Span
     ) -> AsyncIterator[Downloading]:
         passing = await self._begin_pulling(tenant, hashes)
-        # so that what has come stays until it has been passed on
-        with self.inner.leases.holding(block_keys(tenant.tag, passing)):
-            async with self.inner.get(tenant, hashes, layers, heads) as download:
-                coming = {
-                    number: passing[chain_hash]
-                    for number, chain_hash in enumerate(hashes)
-                    if download.answers[number].miss is MissReason.ABSENT and chain_hash in passing
-                }
-                try:
-                    yield Relay(download, coming) if coming else download
-                except Interrupted:
-                    for chain_hash in passing:
-                        self.puller.doubt(tenant, chain_hash)
-                    raise
+        async with (
+            # so that what has come stays until it has been passed on
+            self.inner.residents.holding(block_keys(tenant.tag, passing)),
+            self.inner.get(tenant, hashes, layers, heads) as download,
+        ):
+            coming = {
+                number: passing[chain_hash]
+                for number, chain_hash in enumerate(hashes)
+                if download.answers[number].miss is MissReason.ABSENT and chain_hash in passing
+            }
+            try:
+                yield Relay(download, coming) if coming else download
+            except Interrupted:
+                for chain_hash in passing:
+                    self.puller.doubt(tenant, chain_hash)
+                raise
 
     async def locate(
         self,

@@ -100,13 +100,12 @@ class BlockStore:
         found = [self.residents.find_held(key) for key in keys]
         wanted = [b if b is not None and b.covers_heads(heads) else None for b in found]
         blocks = [block for block in wanted if block is not None]
-        with self.leases.holding([block.key for block in blocks]):
+        async with self.residents.holding([block.key for block in blocks]):
             self._used(blocks)
             await self.promotion.promote(blocks)
             sources = await open_sources(wanted, self.residents, self.run)
             answers = [_answer(was, now) for was, now in zip(found, wanted, strict=True)]
             yield Download(answers, sources, layers, heads, self.residents, self.run)
-        await self.residents.collect()
 
     async def locate(
         self,

@@ -6,7 +6,6 @@ from functools import partial
 
 from packkv_store.block import BlockKey, PayloadHead, TierName, chain_hash_of, verify_payload
 from packkv_store.errors import NoRoom, PayloadError, TierFailure
-from packkv_store.lease import LeaseTable
 from packkv_store.store.block_table import Block
 from packkv_store.store.residents import Residents
 from packkv_store.store.threads import Run
@@ -20,9 +19,8 @@ SCRUB_BYTES = 32 << 20
 class Promotion:
     """Promotes each block once, however many calls want it, `at_once` blocks a call."""
 
-    def __init__(self, residents: Residents, leases: LeaseTable, run: Run, at_once: int) -> None:
+    def __init__(self, residents: Residents, run: Run, at_once: int) -> None:
         self._residents = residents
-        self._leases = leases
         self._run = run
         self._at_once = at_once
         self._running: dict[BlockKey, asyncio.Task[None]] = {}
@@ -51,7 +49,7 @@ class Promotion:
             if not self._residents.in_ram(block) or block.leaving:
                 continue
             left -= block.length
-            with self._leases.holding([block.key]):
+            async with self._residents.holding([block.key]):
                 shelf = self._residents.ram_of(block.key)
                 view = shelf.tier.view(shelf.extent(block), block.length)
                 try:
@@ -72,7 +70,7 @@ class Promotion:
         disk = self._residents.disk
         if self._residents.in_ram(block) or disk is None or block.corrupt:
             return
-        with self._leases.holding([block.key]):
+        async with self._residents.holding([block.key]):
             shelf = self._residents.ram_of(block.key)
             try:
                 extent = await shelf.reserve(block.key, block.length)

@@ -1,8 +1,8 @@
 """Which blocks this node holds; the only place that moves them between tiers."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from itertools import takewhile
 
 from packkv_store.block import TAG_BYTES, BlockKey, PayloadHead, TierName, chain_hash_of
@@ -160,9 +160,12 @@ class Residents:
         # since the put began another stream may have been faster, or a reader may hold an old copy
         known = self.table.get(key)
         if known is not None:
-            self.ram_of(key).tier.free(extent)
-            await self._give_back_on_disk(on_disk)
-            return await self._revive(known)
+            try:
+                # before anything is awaited: nothing may take it away any more
+                return await self._revive(known)
+            finally:
+                self.ram_of(key).tier.free(extent)
+                await self._give_back_on_disk(on_disk)
         block = Block.of(key, head, self._clock.wall(), used_at)
         block.head = head
         self.table.add(block, before)
@@ -202,10 +205,18 @@ class Residents:
 
     async def collect(self) -> None:
         """Frees what has been retired and is no longer held."""
-        free = [b for b in self._leaving.values() if not self._leases.holds(b.key)]
-        for shelf, here in self._by_shelf(free):
-            # one that was put again meanwhile is no longer leaving
-            await shelf.drop([block for block in here if block.leaving])
+        await self._free(list(self._leaving.values()))
+
+    @asynccontextmanager
+    async def holding(self, keys: Sequence[BlockKey]) -> AsyncIterator[None]:
+        """Holds blocks for the length of the `with` body; those that are retired meanwhile go at
+        its end, however it ends."""
+        try:
+            with self._leases.holding(keys):
+                yield
+        finally:
+            if self._leaving:
+                await self._free([self._leaving[key] for key in keys if key in self._leaving])
 
     async def expire(self) -> None:
         """Retires blocks that are past their time to live."""
@@ -237,6 +248,11 @@ class Residents:
                 TierStats(TierName.DISK, len(self.disk), disk.used_bytes, disk.capacity_bytes)
             )
         return stats
+
+    async def _free(self, retired: Iterable[Block]) -> None:
+        free = [block for block in retired if not self._leases.holds(block.key)]
+        for shelf, here in self._by_shelf(free):
+            await shelf.drop(here, retired=True)
 
     def _by_shelf(
         self, blocks: Iterable[Block]

@@ -119,10 +119,11 @@ class Shelf(Generic[TierT]):
         if block in self:
             await self._index.publish([block.key], self.location)
 
-    async def drop(self, blocks: Sequence[Block]) -> int:
-        """Removes those that are here and not held; answers how many."""
+    async def drop(self, blocks: Sequence[Block], retired: bool = False) -> int:
+        """Removes those that are here and not held, of `retired` ones those that have not been put
+        again meanwhile; answers how many."""
         # what has begun must end even if the call that asked for it is cancelled
-        return await asyncio.shield(self._tasks.begin(self._drop(blocks)))
+        return await asyncio.shield(self._tasks.begin(self._drop(blocks, retired)))
 
     async def give_back(self, *extents: Extent) -> None:
         """Extents that were reserved and, whatever was written there, hold no block."""
@@ -148,13 +149,17 @@ class Shelf(Generic[TierT]):
         self._tally.evicted[self.tier.name] += dropped
         return dropped
 
-    async def _drop(self, blocks: Sequence[Block]) -> int:
+    async def _drop(self, blocks: Sequence[Block], retired: bool) -> int:
         await self.hide(blocks)
-        # the index may have taken time, and a lease may have been granted meanwhile
+        # the index may have taken time: a lease may have been granted, or a retired block put again
         here = [block for block in blocks if block in self]
-        going = [block for block in here if not self._leases.holds(block.key)]
-        staying = [b.key for b in here if self._leases.holds(b.key) and not b.leaving]
+        going = [
+            block
+            for block in here
+            if not self._leases.holds(block.key) and (block.leaving or not retired)
+        ]
         extents = [self._forget(block) for block in going]
+        staying = [block.key for block in here if block in self and not block.leaving]
         await self._index.publish(staying, self.location)
         await self.give_back(*extents)
         return len(going)
