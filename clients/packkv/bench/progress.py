@@ -1,16 +1,14 @@
-"""How a benchmark shows what it is doing, and how it ends when it is told to."""
+"""How a benchmark shows what it is doing."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["Bars", "bars", "ended_by_sigterm"]
+__all__ = ["Bars", "bars"]
 
 
 class Bars:
@@ -35,17 +33,3 @@ def bars(console: Console) -> Iterator[Bars]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, refresh_per_second=1) as progress:
         yield Bars(progress)
-
-
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM leaves through the contexts, so that no child process stays behind."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -19,6 +19,7 @@ from packkv.cli.serving import (
     log_lines,
 )
 from packkv.cold import as_cold
+from packkv.demo.options import ModelOption
 
 
 def register(app: typer.Typer) -> None:
@@ -28,10 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def worker(
     ctx: typer.Context,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="transformers folder or GGUF file  [default: SmolLM2-135M-Instruct]"),
-    ] = None,
+    model: ModelOption = None,
     model_name: Annotated[
         str | None, typer.Option(help="what requests call it  [default: the folder's name]")
     ] = None,

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from packkv.demo.document import python_reference, text_file
+from packkv.demo.ending import ended_by_sigterm
+from packkv.demo.options import CodecOption, ModelOption
 from packkv.demo.outcome import Outcome
 from packkv.demo.report import Progress, show
 from packkv.demo.scenario import MAX_NODES, Scenario
@@ -37,13 +35,8 @@ def demo(
         int, typer.Option(min=512, max=8000, help="tokens that both workers' prompts share")
     ] = 2048,
     new_tokens: Annotated[int, typer.Option(min=2, max=512, help="longest answer")] = 64,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="transformers folder or GGUF file  [default: SmolLM2-135M-Instruct]"),
-    ] = None,
-    codec: Annotated[
-        str, typer.Option(help="hybrid, packkv or raw, with or without parameters")
-    ] = "hybrid",
+    model: ModelOption = None,
+    codec: CodecOption = "hybrid",
     store: Annotated[
         str | None, typer.Option(help="HOST:PORT of a running store  [default: start one]")
     ] = None,
@@ -85,22 +78,8 @@ def demo(
 
 
 def _run(scenario: Scenario, console: Console) -> Outcome:
-    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="packkv-demo-") as folder:
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="packkv-demo-") as folder:
         return scenario.run(Path(folder), Progress(console).step)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM leaves through the contexts, so that no child process stays behind."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _silence_libraries() -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from packkv.bench.progress import bars
+from packkv.demo.options import ModelOption
 from packkv.errors import ConfigError, PackKVError
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ def codec(
         Path | None, typer.Option("--csv", help="append a line per row to this file")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the curves to this SVG file")] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="transformers folder or GGUF file  [default: SmolLM2-135M-Instruct]"),
-    ] = None,
+    model: ModelOption = None,
     profile: Annotated[
         list[Path] | None,
         typer.Option(help="profile for hybrid; repeatable  [default: from the tuning texts]"),

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from packkv.bench.progress import bars, ended_by_sigterm
+from packkv.bench.progress import bars
+from packkv.demo.ending import ended_by_sigterm
+from packkv.demo.options import CodecOption, ModelOption
 
 
 def register(app: typer.Typer) -> None:
@@ -32,13 +34,8 @@ def route(
     answer_tokens: Annotated[int, typer.Option(help="of each answer")] = 24,
     at_once: Annotated[int, typer.Option(help="questions under way at one time")] = 2,
     seed: Annotated[int, typer.Option(help="of who asks next")] = 0,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="transformers folder or GGUF file  [default: SmolLM2-135M-Instruct]"),
-    ] = None,
-    codec: Annotated[
-        str, typer.Option(help="hybrid, packkv or raw, with or without parameters")
-    ] = "hybrid",
+    model: ModelOption = None,
+    codec: CodecOption = "hybrid",
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 text of the documents  [default: Python's reference]")
     ] = None,

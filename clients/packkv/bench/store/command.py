@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from packkv.bench.progress import bars, ended_by_sigterm
+from packkv.bench.progress import bars
+from packkv.demo.ending import ended_by_sigterm
 from packkv.errors import ConfigError
 
 if TYPE_CHECKING:

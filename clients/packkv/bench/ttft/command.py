@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from packkv.bench.progress import bars, ended_by_sigterm
+from packkv.bench.progress import bars
+from packkv.demo.ending import ended_by_sigterm
+from packkv.demo.options import CodecOption, ModelOption
 from packkv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,13 +47,8 @@ def ttft(
     question_tokens: Annotated[
         int, typer.Option(help="tokens behind the longest prefix, computed for its first token")
     ] = 32,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="transformers folder or GGUF file  [default: SmolLM2-135M-Instruct]"),
-    ] = None,
-    codec: Annotated[
-        str, typer.Option(help="hybrid, packkv or raw, with or without parameters")
-    ] = "hybrid",
+    model: ModelOption = None,
+    codec: CodecOption = "hybrid",
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 text of the prefix  [default: Python's reference]")
     ] = None,
