@@ -26,7 +26,7 @@ def run(repository: Path, *arguments: str, **environment: str) -> tuple[int, str
         [sys.executable, repository / "benchmarks" / "gpu.py", *arguments],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=800,
         check=False,
         env={**os.environ, **environment},
     )
@@ -81,6 +81,7 @@ def test_a_dry_run_goes_through_every_check_and_every_row(repository: Path, tmp_
         "kvcomp_encode",
         "kvcomp_decode",
         "kvcomp_fused_attention",
+        "cold_decode",
         "model_step_packed_cache",
     }
     assert {row["experiment"] for row in rows} == {"", *QUESTIONS}

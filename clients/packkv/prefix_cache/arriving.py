@@ -16,7 +16,7 @@ import numpy as np
 
 from packkv.client import Arrived, Fetched
 from packkv.errors import PackKVError, PrefixLost
-from packkv_kernels.entropy import ColdHead
+from packkv_kernels.entropy import ColdHead, DecodeSections
 from packkv_kernels.errors import PayloadError
 from packkv_kernels.format import (
     Expectation,
@@ -69,6 +69,7 @@ class ArrivingPrefix:
         expectations: what each block must be, in order.
         payload_limit: no resident payload is longer.
         ends_at: on the monotonic clock; no layer is waited for any longer.
+        decode: who decodes sections of what comes cold.
 
     Attributes:
         proving_s: seconds for which the receiving thread has proven and decoded.
@@ -76,11 +77,16 @@ class ArrivingPrefix:
     """
 
     def __init__(
-        self, expectations: Sequence[Expectation], payload_limit: int, ends_at: float
+        self,
+        expectations: Sequence[Expectation],
+        payload_limit: int,
+        ends_at: float,
+        decode: DecodeSections = ColdHead.decode,
     ) -> None:
         self._expectations = expectations
         self._limit = payload_limit
         self._ends_at = ends_at
+        self._decode = decode
         # of the receiving thread alone
         self._source: list[Fetched] | None = None
         self._blocks: list[_Block] = []
@@ -186,7 +192,8 @@ class ArrivingPrefix:
             with _of(number):
                 if not _has_head(block.data, end):
                     return False
-                blocks.append(_Block(block.data, self._expectations[number], self._limit))
+                expected = self._expectations[number]
+                blocks.append(_Block(block.data, expected, self._limit, self._decode))
                 # layers that were handed on must be layers of this very payload
                 if self._blocks and self._blocks[number].head != blocks[number].head:
                     raise PayloadError("identity", "another payload comes by the same name")
@@ -233,7 +240,10 @@ class _Block:
         PayloadError: its head is not what it must be.
     """
 
-    def __init__(self, data: memoryview, expectation: Expectation, limit: int) -> None:
+    def __init__(
+        self, data: memoryview, expectation: Expectation, limit: int, decode: DecodeSections
+    ) -> None:
+        self._decode = decode
         self._wire = open_payload(data, expectation)
         self.head = bytes(data[: self._wire.header.head_length])
         heads = self._wire.header.heads
@@ -271,7 +281,7 @@ class _Block:
         """Verifies some layers; the last ones prove the payload as a whole."""
         verify_layers(self._wire, layers)
         if self._cold is not None:
-            self._cold.decode(self._wire.data, self._words, layers)
+            self._decode(self._cold, self._wire.data, self._words, layers)
             if layers.stop == self.header.layers:
                 self.payload = self._cold.finish(self._words)
         return resident_sections(self.payload, layers)

@@ -7,7 +7,7 @@ import time
 
 from packkv.errors import PackKVError
 from packkv.prefix_cache.estimate import Rate
-from packkv_kernels.entropy import ColdRates, from_cold, to_cold
+from packkv_kernels.entropy import ColdHead, ColdRates, DecodeSections, decode_cold, to_cold
 from packkv_kernels.errors import PayloadError
 from packkv_kernels.format import Form, Payload, read_payload
 
@@ -21,9 +21,13 @@ class ColdCoder:
 
     What encodes and decodes is compiled on first use, once after an installation: up to a minute.
     Encoding has that time. A decoding does not wait for it beyond its own.
+
+    Args:
+        decode: who decodes sections.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, decode: DecodeSections = ColdHead.decode) -> None:
+        self.decode_sections = decode
         self._encoding = Rate()
         self._decoding = Rate()
         # bytes of cold forms per byte of what they were made of
@@ -48,7 +52,7 @@ class ColdCoder:
         return read_payload(cold)
 
     def decode(self, payload: Payload, left_s: float) -> Payload:
-        """The resident form, by as many threads as the codec uses; itself if it is resident.
+        """The resident form; itself if it is resident.
 
         Args:
             payload: verified, in either form.
@@ -65,7 +69,7 @@ class ColdCoder:
         if not self._is_compiled:
             self._wait(payload, left_s)
         started = time.perf_counter()
-        resident = from_cold(payload)
+        resident = decode_cold(payload, self.decode_sections)
         self._decoding.observe(len(resident.data), time.perf_counter() - started)
         return resident
 
@@ -92,7 +96,7 @@ class ColdCoder:
 
     def _compile(self, payload: Payload) -> None:
         try:
-            from_cold(payload)
+            decode_cold(payload, self.decode_sections)
             self._is_compiled = True
         except PayloadError:
             # it fails again where somebody waits for it, and another payload compiles the rest

@@ -15,7 +15,7 @@ from packkv.cold import Cold
 from packkv.prefix_cache.cold_coder import ColdCoder, OutOfTime
 from packkv.prefix_cache.counters import Tally
 from packkv.prefix_cache.links import Links
-from packkv_kernels.entropy import ColdRates, cold_gain_s_per_byte
+from packkv_kernels.entropy import ColdHead, ColdRates, DecodeSections, cold_gain_s_per_byte
 from packkv_kernels.errors import PayloadError
 from packkv_kernels.format import Form, Payload, read_payload
 
@@ -50,6 +50,7 @@ class Forms:
     Args:
         cold: "auto", "always" or "never". What comes cold is decoded in any case.
         tally: counts what came cold.
+        decode: who decodes sections.
         recheck_s: how long the cost of coding is believed.
         clock: seconds that only go forward.
     """
@@ -59,6 +60,7 @@ class Forms:
         cold: Cold,
         tally: Tally,
         *,
+        decode: DecodeSections = ColdHead.decode,
         recheck_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,7 +68,7 @@ class Forms:
         self._tally = tally
         self._recheck_s = recheck_s
         self._clock = clock
-        self.coder = ColdCoder()
+        self.coder = ColdCoder(decode)
         self.links = Links()
         self._lock = threading.Lock()
         self._checked_at: float | None = None

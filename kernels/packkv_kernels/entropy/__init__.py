@@ -5,8 +5,9 @@ when that pays; `KVCompConfig` and `KVCompSide` are the codec of the paper, for 
 """
 
 from packkv_kernels.entropy.codebook import Codebook
-from packkv_kernels.entropy.cold import from_cold, to_cold
+from packkv_kernels.entropy.cold import decode_cold, from_cold, to_cold
 from packkv_kernels.entropy.cold_head import ColdHead
+from packkv_kernels.entropy.decoding import DecodeSections, section_decoder
 from packkv_kernels.entropy.kvcomp import KVCompConfig, KVCompSide
 from packkv_kernels.entropy.worth import ColdRates, cold_gain_s_per_byte
 
@@ -14,9 +15,12 @@ __all__ = [
     "Codebook",
     "ColdHead",
     "ColdRates",
+    "DecodeSections",
     "KVCompConfig",
     "KVCompSide",
     "cold_gain_s_per_byte",
+    "decode_cold",
     "from_cold",
+    "section_decoder",
     "to_cold",
 ]

@@ -7,6 +7,7 @@ so a payload that comes back is the payload that went in, or an error.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,14 @@ from packkv_kernels.entropy.cold_encode import (
 )
 from packkv_kernels.entropy.cold_head import ColdHead, lane_type, write_preamble
 from packkv_kernels.entropy.cold_side import LANES
+from packkv_kernels.entropy.decoding import DecodeSections
 from packkv_kernels.entropy.section_heads import HEAD_ROOM, write_heads
 from packkv_kernels.entropy.tables import build_tables, encode_tables, new_counts, tables_bytes
 from packkv_kernels.format import Form, Payload, describe_sections, write_payload
 from packkv_kernels.format.tile import WORDS
 from packkv_kernels.format.validate import section_words
 
-__all__ = ["from_cold", "to_cold"]
+__all__ = ["decode_cold", "from_cold", "to_cold"]
 
 
 def to_cold(payload: Payload, threads: int | None = None) -> bytes | bytearray:
@@ -67,9 +69,18 @@ def from_cold(payload: Payload, threads: int | None = None) -> Payload:
     """
     if payload.header.form is Form.RESIDENT:
         return payload
+    return decode_cold(payload, partial(ColdHead.decode, threads=threads))
+
+
+def decode_cold(payload: Payload, decode: DecodeSections) -> Payload:
+    """As `from_cold`, of a payload in cold form, with a decoder of its sections.
+
+    Raises:
+        PayloadError: no payload comes back, or another one than was made cold.
+    """
     head = ColdHead.of(payload)
     words = np.zeros(head.payload_length // 4, np.uint32)
-    head.decode(payload.data, words, threads=threads)
+    decode(head, payload.data, words)
     return head.finish(words)
 
 

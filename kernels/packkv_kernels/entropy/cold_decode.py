@@ -20,13 +20,23 @@ from packkv_kernels.format.compiled import compiled
 from packkv_kernels.format.layout import is_raw, lay_out_bitmaps
 from packkv_kernels.format.proof import prove_head
 
-__all__ = ["PART_WORDS", "decode_sections", "place_sections", "prove_heads", "shifted"]
+__all__ = [
+    "PART_WORDS",
+    "WIDTHS_AT",
+    "copy_plain",
+    "decode_sections",
+    "place_lanes",
+    "place_sections",
+    "plain_copies",
+    "prove_heads",
+    "shifted",
+]
 
 # What is known of a cold section, int64: whether K and V are coded and share their scales; the bit
 # of its head at which widths begin; its first word and its end; the first words of its scales of
 # four bytes, −1 without any. Words count from the first section.
 _SHARED: Final = 2
-_WIDTHS_AT: Final = 4
+WIDTHS_AT: Final = 4
 _AT: Final = 5
 _END: Final = 6
 _SCALES_AT: Final = 7
@@ -80,7 +90,7 @@ def prove_heads(
         row[tile.TOKENS], row[tile.SINKS], row[tile.HEAD_DIM] = extent
         at = read_parts(heads, at, row, parts[i])
         flags = row[tile.FLAGS]
-        parts[i, _WIDTHS_AT] = at
+        parts[i, WIDTHS_AT] = at
         at = read_head(heads, at, row, k_tables, v_tables, head)
         if at > 32 * length:
             return -1, i, at
@@ -190,65 +200,100 @@ def decode_sections(
     Returns:
         The first section whose cold words do not add up, −1 if all do.
     """
-    head = np.empty(HEAD_WORDS, np.uint32)
+    head, bounds = np.empty(HEAD_WORDS, np.uint32), np.empty(LANES + 1, np.int64)
+    copies = np.empty((3, 3), np.int64)
     for i in range(start, stop):
         row = descriptors[i]
         section = words[bases[i] : bases[i] + row[tile.WORDS]]
-        read_head(heads, parts[i, _WIDTHS_AT], row, k_tables, v_tables, head)
+        read_head(heads, parts[i, WIDTHS_AT], row, k_tables, v_tables, head)
         end = lay_out_bitmaps(row)
         section[:end] = head[:end]
-        at = _copy_plain(cold, parts[i], row, section)
-        if not _decode_lanes(cold, at, lanes[i], parts[i], row, k_tables, v_tables, section):
+        at = plain_copies(parts[i], row, copies)
+        copy_plain(cold, copies, section)
+        if not place_lanes(cold, at, lanes[i], parts[i], bounds):
+            return i
+        if not _decode_lanes(cold, bounds, parts[i], row, k_tables, v_tables, section):
             return i
     return -1
 
 
 @compiled
-def _copy_plain(
-    cold: NDArray[np.uint32],
-    parts: NDArray[np.int64],
-    row: NDArray[np.int32],
-    section: NDArray[np.uint32],
+def plain_copies(
+    parts: NDArray[np.int64], row: NDArray[np.int32], copies: NDArray[np.int64]
 ) -> int:
-    """Copies what is not coded; returns where the lanes begin."""
+    """What of a section is not coded; returns the word at which its lanes begin.
+
+    Args:
+        parts, row: of the section, proven and with known places.
+        copies: [3, 3], overwritten: first word in the cold words, and in the section, and how many,
+            of exact rows, of K and of V.
+    """
     at = parts[_AT]
     exact = side_start(row, tile.K_SIDE) - row[tile.K_EXACT]
-    section[row[tile.K_EXACT] :][:exact] = cold[at : at + exact]
+    copies[0, 0], copies[0, 1], copies[0, 2] = at, row[tile.K_EXACT], exact
     at += exact
     for s in range(2):
+        copy = copies[1 + s]
+        copy[:] = 0
         if not parts[s]:
-            room = side_words(row, SIDES[s])
-            section[side_start(row, SIDES[s]) :][:room] = cold[at : at + room]
-            at += room
+            copy[0], copy[1] = at, side_start(row, SIDES[s])
+            copy[2] = side_words(row, SIDES[s])
+            at += copy[2]
         elif parts[_SCALES_AT + s] >= 0:
-            source = cold[parts[_SCALES_AT + s] :][:FLOAT_SCALE_WORDS]
-            section[row[SIDES[s] + tile.SCALES] :][:FLOAT_SCALE_WORDS] = source
+            copy[0], copy[1] = parts[_SCALES_AT + s], row[SIDES[s] + tile.SCALES]
+            copy[2] = FLOAT_SCALE_WORDS
             at += 0 if parts[_SHARED + s] else FLOAT_SCALE_WORDS
     return int(at)
 
 
 @compiled
-def _decode_lanes(
+def copy_plain(
+    cold: NDArray[np.uint32], copies: NDArray[np.int64], section: NDArray[np.uint32]
+) -> None:
+    """Copies what is not coded, as `plain_copies` has it."""
+    for i in range(len(copies)):
+        source, target, count = copies[i]
+        section[target : target + count] = cold[source : source + count]
+
+
+@compiled
+def place_lanes(
     cold: NDArray[np.uint32],
     start: int,
     lanes: NDArray[np.int64],
+    parts: NDArray[np.int64],
+    bounds: NDArray[np.int64],
+) -> bool:
+    """Says where lanes lie; False if they are not followed by zeros.
+
+    Args:
+        cold: words.
+        start: word at which they begin.
+        lanes: [LANES], bits of each.
+        parts: of the section.
+        bounds: [LANES + 1], overwritten: first bit of each, and the end of the last.
+    """
+    bounds[0] = 32 * start
+    for lane in range(LANES):
+        bounds[lane + 1] = bounds[lane] + lanes[lane]
+    bit = bounds[LANES]
+    if bit & 31 and cold[bit >> 5] >> np.uint32(bit & 31):
+        return False
+    return not cold[(bit + 31) >> 5 : parts[_END]].any()
+
+
+@compiled
+def _decode_lanes(
+    cold: NDArray[np.uint32],
+    bounds: NDArray[np.int64],
     parts: NDArray[np.int64],
     row: NDArray[np.int32],
     k_tables: NDArray[np.uint16],
     v_tables: NDArray[np.uint16],
     section: NDArray[np.uint32],
 ) -> bool:
-    """Decodes the coded sides; False if lanes are not full to the bit, or not followed by zeros."""
-    at, ends = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
-    bit = 32 * start
-    for lane in range(LANES):
-        at[lane] = bit
-        bit += lanes[lane]
-        ends[lane] = bit
-    if bit & 31 and cold[bit >> 5] >> np.uint32(bit & 31):
-        return False
-    if cold[(bit + 31) >> 5 : parts[_END]].any():
-        return False
+    """Decodes the coded sides; False if lanes are not full to the bit."""
+    at, ends = bounds[:LANES].copy(), bounds[1:]
     for s in range(2):
         tables = k_tables if s == 0 else v_tables
         if parts[s] and not decode_side(cold, at, ends, section, row, s, tables):

@@ -13,6 +13,7 @@ Every field is in docs/codec.md.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -28,6 +29,7 @@ from packkv_kernels.entropy.cold_decode import (
     shifted,
 )
 from packkv_kernels.entropy.cold_lanes import SLACK_WORDS
+from packkv_kernels.entropy.cold_plan import PLAN_WORDS, ColdPlan, plan_sections, planned_words
 from packkv_kernels.entropy.cold_side import LANES
 from packkv_kernels.entropy.tables import decode_tables, read_tables
 from packkv_kernels.errors import InvalidInput, PayloadError
@@ -35,7 +37,7 @@ from packkv_kernels.format import Form, Payload, PayloadHeader
 from packkv_kernels.format.header import ALIGNMENT, CHECKSUM_AT, HEADER_BYTES, MAX_PAYLOAD_BYTES
 from packkv_kernels.format.payload import write_head
 from packkv_kernels.format.proof import FAULTS
-from packkv_kernels.format.tile import DESCRIPTOR_WORDS, WORDS
+from packkv_kernels.format.tile import DESCRIPTOR_WORDS, K_UNIT, WORDS, v_unit
 
 __all__ = ["ColdHead", "lane_type", "write_preamble"]
 
@@ -79,6 +81,7 @@ class ColdHead:
     sections: NDArray[np.int64]
     cold_sections: NDArray[np.int64]
     _checksum: bytes
+    _lengths: NDArray[np.uint8]
     _tables: _Tables
     _lanes: NDArray[np.int64]
     _heads: NDArray[np.uint32]
@@ -121,6 +124,7 @@ class ColdHead:
             sections=sections,
             cold_sections=cold_sections,
             _checksum=checksum,
+            _lengths=np.stack(lengths),
             _tables=tables,
             _lanes=lanes,
             _heads=heads,
@@ -152,9 +156,7 @@ class ColdHead:
         if not chosen:
             return
         rows = slice(chosen.start * heads, chosen.stop * heads)
-        begin, end = self.cold_sections[rows][0, 0], self.cold_sections[rows][-1].sum()
-        words = _padded(cold[begin:end])
-        parts = shifted(self._parts[rows], (begin - self.cold_sections[0, 0]) // 4)
+        words, parts = self._cold_words(cold, rows)
         lanes, descriptors = self._lanes[rows], self._descriptors[rows]
         bases = self.sections[rows, 0] // 4
         faults: list[int] = []
@@ -164,8 +166,48 @@ class ColdHead:
             faults.append(decode_sections(start, stop, *packed, *self._tables, out, bases))
 
         run_parallel(work, len(bases), threads)
-        if max(faults) >= 0:
-            raise PayloadError("section", self._where(rows.start + max(faults), "does not add up"))
+        self.refuse([rows.start + fault for fault in faults if fault >= 0])
+
+    def plan(self, cold: memoryview, layers: range | None = None) -> ColdPlan:
+        """What a device needs to decode some layers as `decode` does.
+
+        Args:
+            cold: the cold payload; only the sections of these layers are read, and their digests
+                are the caller's to check. Whatever they are, what is planned stays in bounds.
+            layers: one after the other; None: all.
+
+        Raises:
+            PayloadError: reason "section": bytes that no section has. What is wrong with the bits
+                of lanes alone is seen where they are decoded.
+        """
+        heads = self.header.heads
+        chosen = range(self.header.layers) if layers is None else layers
+        rows = slice(chosen.start * heads, chosen.stop * heads)
+        words, parts = self._cold_words(cold, rows)
+        count, head_dim = len(parts), self.header.head_dim
+        units = head_dim // K_UNIT + head_dim // v_unit(head_dim)
+        planned = np.empty(planned_words(len(words), count), np.uint32)
+        plan = np.zeros((count, PLAN_WORDS), np.int64)
+        starts = np.empty((count, LANES + 1), np.int32)
+        widths = np.empty((count, units), np.uint8)
+        descriptors = self._descriptors[rows]
+        fault, section, end = plan_sections(
+            words, self._heads, parts, self._lanes[rows], descriptors, *self._tables,
+            int(self.header.codec), planned, plan, starts, widths,
+        )  # fmt: skip
+        if fault:
+            what = FAULTS[fault] if fault > 0 else "does not add up"
+            raise PayloadError("section", self._where(rows.start + section, what))
+        bases = (self.sections[rows, 0] - self.sections[rows.start, 0]) // 4
+        return ColdPlan(planned[:end], plan, starts, widths, bases, descriptors, self._lengths)
+
+    def _cold_words(
+        self, cold: memoryview, rows: slice
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The words of some sections, padded, and their parts, counted from the first of them."""
+        begin, end = self.cold_sections[rows][0, 0], self.cold_sections[rows][-1].sum()
+        words = _padded(cold[begin:end])
+        return words, shifted(self._parts[rows], (begin - self.cold_sections[0, 0]) // 4)
 
     def finish(self, out: NDArray[np.uint32]) -> Payload:
         """The resident payload, when all layers have been decoded into `out`.
@@ -182,6 +224,11 @@ class ColdHead:
             raise PayloadError("checksum", "what came back is not the payload that went in")
         data[: len(head)] = head
         return Payload(self.header, data.toreadonly(), self.sections)
+
+    def refuse(self, sections: Sequence[int] | NDArray[np.int64]) -> None:
+        """Raises PayloadError, reason "section", if there are any whose bits no section has."""
+        if len(sections):
+            raise PayloadError("section", self._where(int(max(sections)), "does not add up"))
 
     def _where(self, section: int, what: str) -> str:
         layer, head = divmod(section, self.header.heads)

@@ -21,6 +21,7 @@ __all__ = [
     "MAX_SYMBOLS",
     "MINIMUM_ROWS",
     "PLACE_SHIFT",
+    "ROWS",
     "SCALE_ROW",
     "STEP_ROWS",
     "SYMBOL_MASK",

@@ -1,6 +1,6 @@
 """GPU kernels without a GPU: compiled for targets that are not here, and their machine code read.
 
-catalogue    every kernel with the shapes its cost is stated for;  kvcomp  those of KVComp
+catalogue    every kernel with the shapes its cost is stated for;  kvcomp, cold  some of them
 kernel       one of them, with its arguments' types
 disassembly  registers, spills and instructions of a compiled kernel
 """
@@ -96,4 +96,4 @@ def compile_offline(kernel: CataloguedKernel, target: str) -> Cost:
     source = ASTSource(kernel.function, signature, kernel.constants, aligned)
     options = {"num_warps": kernel.warps, **kernel.options}
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
-    return read_cost(compiled, loop=kernel.loop)
+    return read_cost(compiled, loop=kernel.loop, inner=kernel.inner)

@@ -24,6 +24,7 @@ from packkv_kernels.compress.triton.target import AMD, NVIDIA, Target
 from packkv_kernels.compress.triton.whole import unpack_rotated, unpack_side
 from packkv_kernels.config import BLOCK_TOKENS
 from packkv_kernels.format.tile import K_UNIT, v_unit
+from packkv_kernels.offline.cold import cold_kernels
 from packkv_kernels.offline.kernel import CataloguedKernel
 from packkv_kernels.offline.kvcomp import kvcomp_kernels
 
@@ -47,6 +48,7 @@ def catalogue(backend: str) -> Iterator[CataloguedKernel]:
         types={"out_ptr": "*u32"},
     )
     yield from kvcomp_kernels(target)
+    yield from cold_kernels(target)
 
 
 def _decode_kernels(head_dim: int, target: Target) -> Iterator[CataloguedKernel]:

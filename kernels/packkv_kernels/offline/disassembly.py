@@ -1,7 +1,8 @@
 """Disassembly: what a compiled kernel costs, read from its machine code.
 
 A cubin is taken apart by the tools that Triton brings along; AMD's compiler gives text already.
-Counted is the main loop (the longest backward branch) or, of a kernel without one, all of it.
+Counted is the main loop (the longest backward branch), the longest of those that have no other
+inside, or, of a kernel without one, all of it.
 """
 
 import re
@@ -50,22 +51,23 @@ class Cost:
     operations: Counter[str]
 
 
-def read_cost(kernel: Any, *, loop: bool) -> Cost:
+def read_cost(kernel: Any, *, loop: bool, inner: bool = False) -> Cost:
     """Reads a `triton.compile` result.
 
     Args:
         kernel: for an NVIDIA or an AMD target.
         loop: whether to count the main loop only.
+        inner: whether that is the longest of the innermost loops.
 
     Raises:
         ValueError: no loop where one is asked for.
     """
     if "cubin" in kernel.asm:
-        return _read_cubin(kernel.asm["cubin"], int(kernel.metadata.shared), loop)
-    return _read_amdgcn(kernel.asm["amdgcn"], int(kernel.metadata.shared), loop)
+        return _read_cubin(kernel.asm["cubin"], int(kernel.metadata.shared), loop, inner)
+    return _read_amdgcn(kernel.asm["amdgcn"], int(kernel.metadata.shared), loop, inner)
 
 
-def _read_cubin(cubin: bytes, shared: int, loop: bool) -> Cost:
+def _read_cubin(cubin: bytes, shared: int, loop: bool, inner: bool) -> Cost:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -73,7 +75,7 @@ def _read_cubin(cubin: bytes, shared: int, loop: bool) -> Cost:
         usage = _run("cuobjdump", "-res-usage", file.name)
     lines = code.splitlines()
     body = list(_instructions(lines, _NVIDIA_LABEL, _NVIDIA_CODE, _NVIDIA_TARGET))
-    jumps = _span(body, lambda name: name.startswith("BRA"), loop)
+    jumps = _span(body, lambda name: name.startswith("BRA"), loop, inner)
     operations = Counter(name.split(".")[0] for name, _, _ in body[jumps])
     counted = {name: n for name, n in operations.items() if not name.startswith("U")}
     return Cost(
@@ -86,10 +88,10 @@ def _read_cubin(cubin: bytes, shared: int, loop: bool) -> Cost:
     )
 
 
-def _read_amdgcn(text: str, shared: int, loop: bool) -> Cost:
+def _read_amdgcn(text: str, shared: int, loop: bool, inner: bool) -> Cost:
     lines = text.split("s_endpgm")[0].splitlines()
     body = list(_instructions(lines, _AMD_LABEL, _AMD_CODE, _AMD_TARGET))
-    jumps = _span(body, lambda name: name.startswith(("s_cbranch", "s_branch")), loop)
+    jumps = _span(body, lambda name: name.startswith(("s_cbranch", "s_branch")), loop, inner)
     operations = Counter(name for name, _, _ in body[jumps])
     vector = {name: n for name, n in operations.items() if not name.startswith("s_")}
     return Cost(
@@ -121,7 +123,9 @@ def _instructions(
             count += 1
 
 
-def _span(body: list[_Instruction], is_jump: Callable[[str], bool], loop: bool) -> slice:
+def _span(
+    body: list[_Instruction], is_jump: Callable[[str], bool], loop: bool, inner: bool
+) -> slice:
     if not loop:
         return slice(0, len(body))
     spans = [
@@ -131,6 +135,8 @@ def _span(body: list[_Instruction], is_jump: Callable[[str], bool], loop: bool) 
     ]
     if not spans:
         raise ValueError("no loop in this kernel")
+    if inner:
+        spans = [a for a in spans if not any(a[0] <= b[0] and b[1] < a[1] for b in spans)]
     return slice(*max(spans, key=lambda span: span[1] - span[0]))
 
 

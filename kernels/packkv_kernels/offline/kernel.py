@@ -57,6 +57,7 @@ class CataloguedKernel:
         constants: its compile-time arguments.
         elements: values of K and V that a program takes, in one iteration if `loop`.
         loop: whether its cost is that of its main loop.
+        inner: whether that is the longest of its innermost loops.
         warps: of a program.
         options: of the launch.
         types: of arguments whose type is not in `ARGUMENT_TYPES`.
@@ -67,6 +68,7 @@ class CataloguedKernel:
     constants: dict[str, Any]
     elements: int
     loop: bool = False
+    inner: bool = False
     warps: int = 4
     options: dict[str, Any] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import xxhash
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from packkv.cli import app
@@ -175,6 +176,40 @@ def test_cold_blocks_are_decoded_layer_by_layer(
                 np.concatenate(found), resident_sections(read_payload(data)).words
             )
         until(lambda: prefixes.counters.loaded_cold == 8)
+
+
+def test_who_decodes_decodes_whole_loads_and_layers(
+    store: StoreProcess, packkv_worker: CodingWorker
+) -> None:
+    asked: list[range | None] = []
+
+    def decode(
+        head: ColdHead, cold: memoryview, out: NDArray[np.uint32], layers: range | None = None
+    ) -> None:
+        asked.append(layers)
+        head.decode(cold, out, layers)
+
+    settings = config("always", group_bytes=1, probe_bytes=1)
+    with (
+        Client(store.target, config=ClientConfig(paths=("bulk",))) as client,
+        PrefixCache(
+            client,
+            packkv_worker.namespace,
+            packkv_worker.codec,
+            SHAPE,
+            config=settings,
+            decode=decode,
+        ) as prefixes,
+    ):
+        publish(prefixes, packkv_worker)
+        assert prefixes.load([*TOKENS, 1]).num_tokens == 256
+        assert set(asked) == {None}
+        asked.clear()
+        arriving = prefixes.load([*TOKENS, 1], layerwise=True).arriving
+        assert arriving is not None
+        arriving.take(SHAPE.layers - 1)
+    layers = [layer for some in asked if some is not None for layer in some]
+    assert sorted(layers) == sorted([*range(SHAPE.layers)] * 4)
 
 
 def test_cold_blocks_survive_a_restart_on_disk(

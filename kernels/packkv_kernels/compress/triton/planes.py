@@ -11,11 +11,20 @@ import triton.language as tl
 
 from packkv_kernels.compress.triton.integers import round_even
 
-__all__ = ["bitmap_word", "channel_range", "plane_mode", "unit_planes", "write_planes"]
+__all__ = [
+    "bitmap_word",
+    "channel_range",
+    "field_place",
+    "plane_mode",
+    "store_planes",
+    "third_bit",
+    "unit_planes",
+    "write_planes",
+]
 
 
 @triton.jit
-def _place(field, SIDE: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+def field_place(field, SIDE: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr):
     """(token [lanes, 1], channel [1, columns], e, j, h) of one of the sixteen fields of words."""
     lane, column = tl.arange(0, LANES)[:, None], tl.arange(0, COLUMNS)[None, :]
     e, k1, k0, h = field >> 3, (field >> 2) & 1, (field >> 1) & 1, field & 1
@@ -63,7 +72,7 @@ def channel_range(
     high0 = tl.full([LANES, COLUMNS], float("-inf"), tl.float32)
     low1, high1 = low0, high0
     for field in range(16):
-        t, channel, _, _, h = _place(field, SIDE, LANES, COLUMNS)
+        t, channel, _, _, h = field_place(field, SIDE, LANES, COLUMNS)
         inexact = (t >= begin) & (t < end)
         x = _values(values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr,
             t, channel, inexact, D, KIND)  # fmt: skip
@@ -135,9 +144,9 @@ def write_planes(
     a = tl.zeros([LANES, COLUMNS], tl.uint32)
     b, c, h1, h2 = a, a, a, a
     parity = tl.arange(0, COLUMNS)[None, :] & 1
-    third_of = _third_bit(planes[0], COLUMNS)
+    third_of = third_bit(planes[0], COLUMNS)
     for field in range(16):
-        t, channel, e, j, h = _place(field, SIDE, LANES, COLUMNS)
+        t, channel, e, j, h = field_place(field, SIDE, LANES, COLUMNS)
         inexact = (t >= begin) & (t < end)
         x = _values(values_ptr, stride, order_ptr, inv_step_ptr, scales_ptr, zeros_ptr,
             t, channel, inexact, D, KIND)  # fmt: skip
@@ -156,6 +165,21 @@ def write_planes(
         c |= ((code >> third_of) & 1) << third
         h1 |= ((code >> 4) & 3) << bit
         h2 |= ((code >> 6) & 3) << bit
+    store_planes(words_ptr, starts, a, c, b, h1, h2, planes, UNIT)
+
+
+@triton.jit
+def store_planes(words_ptr, starts, a, c, b, h1, h2, planes, UNIT: tl.constexpr):
+    """Stores words of the units that have a plane, of each plane.
+
+    Args:
+        words_ptr: the section.
+        starts: where planes A, C, B, H1, H2 begin.
+        a, c, b, h1, h2: uint32 [lanes, columns]; of C each column has its own bits.
+        planes: of `unit_planes`.
+    """
+    LANES: tl.constexpr = a.shape[0]
+    COLUMNS: tl.constexpr = a.shape[1]
     _store_pieces(words_ptr + starts[0], a, planes[0], LANES, UNIT)
     # two columns share a word of C: their bits are apart
     c = tl.sum(tl.reshape(c, (LANES, COLUMNS // 2, 2)), 2)
@@ -166,7 +190,7 @@ def write_planes(
 
 
 @triton.jit
-def _third_bit(has_a, COLUMNS: tl.constexpr):
+def third_bit(has_a, COLUMNS: tl.constexpr):
     """Which bit of a code lies in plane C, uint32 [1, columns]: 2 where its unit has A, else 0."""
     UNITS: tl.constexpr = has_a.shape[0]
     by_column = tl.broadcast_to((2 * has_a)[:, None], (UNITS, COLUMNS // UNITS))

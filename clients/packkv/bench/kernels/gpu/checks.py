@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from packkv.bench.kernels.gpu.cold import cold_payload
 from packkv.bench.kernels.gpu.packed import decode_call, packed_layer
 from packkv_kernels.attention import PackedLayer, reference
 from packkv_kernels.attention.triton import resident_layer
 from packkv_kernels.compress import encode_layer
 from packkv_kernels.config import BLOCK_TOKENS, CacheShape, CodecConfig, HybridConfig
+from packkv_kernels.entropy import from_cold
 from packkv_kernels.entropy.kvcomp import KVCompSide, Units
 from packkv_kernels.entropy.triton.attention import KVCompDecode
+from packkv_kernels.entropy.triton.cold import cold_to_resident
 from packkv_kernels.entropy.triton.side import DeviceSide
+from packkv_kernels.format import resident_sections
 from packkv_kernels.testing import (
     assert_close,
     check_growing_decode,
@@ -32,7 +36,8 @@ _SPELLED = (
 
 
 def check_kernels(device: torch.device, *, small: bool) -> None:
-    """Encodes, attends and unpacks with every codec that has tiles; then KVComp, then a graph.
+    """Encodes, attends and unpacks with every codec that has tiles; then KVComp, cold payloads, and
+    a graph.
 
     Args:
         device: where kernels run.
@@ -45,6 +50,9 @@ def check_kernels(device: torch.device, *, small: bool) -> None:
         for head_dim in (64,) if small else (64, 128):
             check_codec(spelled, head_dim, 1 if small else 2, device)
     check_kvcomp(16 if small else 128, 1 if small else 2, device)
+    for spelled in ("packkv",) if small else ("packkv", *_SPELLED[:3]):
+        for head_dim in (4,) if small else (64, 128):
+            check_cold(spelled, CacheShape(4, 1 if small else 8, head_dim), device)
     check_growing_decode(device, rounds=1 if small else 3)
 
 
@@ -117,3 +125,13 @@ def check_kvcomp(head_dim: int, heads: int, device: torch.device) -> None:
         decode = KVCompDecode(*found, batch=1, rows=2, splits=1, tree=tree)
         out, _ = decode(query.to(device), table, table[0] + 1, 0.125)
         assert_close(out[0].cpu(), right, 1e-3, f"kvcomp attention, tree={tree}")
+
+
+def check_cold(spelled: str, shape: CacheShape, device: torch.device) -> None:
+    """A cold payload, decoded on the device, to the word."""
+    payload = cold_payload(spelled, shape)
+    found = cold_to_resident([payload], device)
+    found.prove()
+    right = resident_sections(from_cold(payload))
+    if not np.array_equal(found.words.cpu().numpy(), right.words):
+        raise AssertionError(f"{spelled}, {shape}: other words come back from the cold form")

@@ -10,6 +10,7 @@ import torch
 
 from packkv.bench.kernels.gpu.checks import check_kernels
 from packkv.bench.kernels.gpu.clock import clock_for
+from packkv.bench.kernels.gpu.cold import measure_cold
 from packkv.bench.kernels.gpu.kvcomp import measure_kvcomp
 from packkv.bench.kernels.gpu.model import measure_model
 from packkv.bench.kernels.gpu.packed import measure_case
@@ -61,6 +62,7 @@ def _measurements(bench: Bench, plan: Plan) -> Iterator[tuple[str, _Work]]:
     for context, batch in first:
         yield _case(bench, plan, context, batch)
     yield "kvcomp", lambda: measure_kvcomp(bench, plan)
+    yield "cold", lambda: measure_cold(bench, plan)
     yield "model", lambda: measure_model(bench, plan)
     for name, experiment in QUESTIONS.items():
         yield name, _settling(bench, plan, name, experiment)

@@ -24,6 +24,7 @@ class Plan:
         heads, head_dim: of K and V.
         suffix: tokens of suffix prefill.
         kvcomp_tokens: of the KVComp cases.
+        cold_layers, cold_tokens: of the cold payloads that are decoded.
         model_layers, model_tokens, model_steps: of the model that decodes end to end.
         seconds: nothing is started after this long.
         rehearsed: every check and every row's code runs once at these sizes, and nothing is timed.
@@ -38,6 +39,8 @@ class Plan:
     head_dim: int = 128
     suffix: int = 256
     kvcomp_tokens: int = 32768
+    cold_layers: int = 8
+    cold_tokens: int = 4096
     model_layers: int = 8
     model_tokens: int = 8192
     model_steps: int = 32
@@ -89,7 +92,8 @@ def parse(arguments: Sequence[str]) -> Plan:
     if options.dry_run:
         return Plan(
             contexts=(64,), batches=(1,), groups=(2,), heads=1, head_dim=64, suffix=16,
-            kvcomp_tokens=64, model_layers=1, model_tokens=64, model_steps=1,
+            kvcomp_tokens=64, cold_layers=4, cold_tokens=64,
+            model_layers=1, model_tokens=64, model_steps=1,
             seconds=options.seconds, rehearsed=True, check_only=options.check_only, **files,
         )  # fmt: skip
     return Plan(
