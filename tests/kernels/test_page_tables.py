@@ -50,6 +50,21 @@ def test_a_page_more_rewrites_none_before_it() -> None:
     assert tables.table[0, :4].tolist() == [77, 2, 3, 4]
 
 
+def test_numbers_of_exact_tokens_are_written_where_they_were_and_only_when_they_change() -> None:
+    tables = PageTables(2, 1, torch.device("cpu"))
+    place = tables.exact.data_ptr()
+    tables.count_exact([3, 7])
+    assert tables.exact.tolist() == [3, 7]
+    tables.exact[0] = 99
+    tables.count_exact((3, 7))
+    assert tables.exact.tolist() == [99, 7]
+    tables.count_exact([3, 8])
+    assert tables.exact.tolist() == [3, 8]
+    assert tables.exact.data_ptr() == place
+    with pytest.raises(InvalidInput, match="3 numbers for tables of 2 rows"):
+        tables.count_exact([1, 2, 3])
+
+
 def test_more_pages_than_there_is_room_for_are_refused_and_change_nothing() -> None:
     tables = PageTables(2, 2, torch.device("cpu"))
     tables.update(rows([1], [2]))

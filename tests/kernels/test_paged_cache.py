@@ -311,8 +311,9 @@ def test_shortening_cuts_the_residual_exactly_and_a_page_as_it_was_packed(
     assert (row.packed_tokens, row.residual_tokens(), row.restored_tokens) == (192, 3, 0)
     row.shorten(cache, 100)
     assert (row.packed_tokens, row.residual_tokens(), row.restored_tokens) == (64, 36, 100)
-    keys, _ = row.append(1, layers[1][0][:, :0], layers[1][1][:, :0])
-    assert_close(keys, layers[1][0][:, 64:100], 0.0, "raw is exact")
+    held = row.append(1, layers[1][0][:, :0], layers[1][1][:, :0])
+    assert held.tokens == 36
+    assert_close(held.keys[:, :36], layers[1][0][:, 64:100], 0.0, "raw is exact")
     row.shorten(cache, 0)
     assert (row.tokens(), cache.used_bytes) == (0, 0)
     with pytest.raises(InvalidInput, match="cannot keep 1 of 0 tokens"):

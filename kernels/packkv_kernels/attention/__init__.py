@@ -29,6 +29,7 @@ def attend(
     values: Sequence[torch.Tensor],
     *,
     scaling: float,
+    exact: Sequence[int] | None = None,
     window: int | None = None,
     backend: str | None = None,
 ) -> list[torch.Tensor]:
@@ -39,9 +40,11 @@ def attend(
         layer: the packed pages of this layer; None while there are none anywhere.
         page_tables: per row int32 [pages]: the pages before the exact tokens, in order. For pages
             on a device a `PageTables` saves copying them there.
-        keys: per row [heads, exact, head_dim]; the last `new` tokens are the queries' own.
+        keys: per row [heads, room, head_dim]: the exact tokens.
         values: like keys.
         scaling: factor of the scores, usually head_dim ** -0.5.
+        exact: per row how many exact tokens there are, from the first on; None for all that there
+            is room for. The last `new` are the queries' own.
         window: tokens that a query sees, its own included; None for all before it. Pages that are
             wholly outside are not read.
         backend: a name from `available_backends`; None takes the best for the device. Pages that
@@ -53,24 +56,30 @@ def attend(
     Raises:
         InvalidInput: shapes that do not fit each other, or an empty window.
     """
-    for query, own, other in zip(queries, keys, values, strict=True):
-        _check_shapes(query, own, other)
+    counts = [own.shape[1] for own in keys] if exact is None else exact
+    for query, own, other, count in zip(queries, keys, values, counts, strict=True):
+        _check_shapes(query, own, other, count)
     if window is not None and window < 1:
         raise InvalidInput(f"a window of {window} tokens; it must be 1 or more")
-    exact = (keys, values, scaling, window)
+    own_keys, own_values = (
+        [part[:, :count] for part, count in zip(side, counts, strict=True)]
+        for side in (keys, values)
+    )
     if layer is None or not any(len(table) for table in page_tables):
         return [
             exact_attention(query, own, other, scaling, window)
-            for query, own, other in zip(queries, keys, values, strict=True)
+            for query, own, other in zip(queries, own_keys, own_values, strict=True)
         ]
     if isinstance(layer, PackedLayer):
         choice = choose_backend(backend, queries[0].device)
         if choice != "triton":
-            return _attend_on_host(queries, layer, page_tables, *exact, choice)
+            return _attend_on_host(
+                queries, layer, page_tables, own_keys, own_values, scaling, window, choice
+            )
     # machines without a GPU never load it
     from packkv_kernels.attention import triton
 
-    return triton.attend_rows(queries, layer, page_tables, *exact)
+    return triton.attend_rows(queries, layer, page_tables, keys, values, counts, scaling, window)
 
 
 def _attend_on_host(
@@ -97,9 +106,11 @@ def _attend_on_host(
     ]
 
 
-def _check_shapes(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+def _check_shapes(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, exact: int
+) -> None:
     q_heads, new, head_dim = query.shape
-    heads, tokens, _ = keys.shape
+    heads, room, _ = keys.shape
     if keys.shape != values.shape or keys.shape[2] != head_dim:
         raise InvalidInput(
             f"K {tuple(keys.shape)} and V {tuple(values.shape)} must both be "
@@ -107,7 +118,8 @@ def _check_shapes(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor)
         )
     if q_heads % heads:
         raise InvalidInput(f"{q_heads} query heads are not a multiple of {heads} KV heads")
-    if new > tokens:
+    if not new <= exact <= room:
         raise InvalidInput(
-            f"{new} queries but only {tokens} exact tokens: a query's own K and V must be there"
+            f"{new} queries but only {exact} exact tokens, in room for {room}: a query's own K and "
+            "V must be there"
         )

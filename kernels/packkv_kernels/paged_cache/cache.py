@@ -276,9 +276,14 @@ class PagedCache:
             put(place)
             yield self._new_page(place, self._header(first_token + block * BLOCK_TOKENS))
 
-    def name(self, page: Page, *, root_hash: bytes, chain_hash: bytes) -> None:
-        """Gives a page that was packed here its name, so that others can find it."""
-        page.header = replace(page.header, root_hash=root_hash, chain_hash=chain_hash)
+    def name(
+        self, page: Page, *, root_hash: bytes, chain_hash: bytes, compute_ms: float = 0.0
+    ) -> None:
+        """Gives a page that was packed here its name, so that others can find it, and says what it
+        took to compute (0: not known)."""
+        page.header = replace(
+            page.header, root_hash=root_hash, chain_hash=chain_hash, compute_ms=compute_ms
+        )
         self._named.setdefault(chain_hash, page)
 
     def payload(self, page: Page) -> bytearray:

@@ -46,6 +46,8 @@ class DeviceArena:
 
     grows = False
 
+    # of inference mode, arena and tables could not be written outside of it
+    @torch.inference_mode(False)
     def __init__(
         self,
         plans: Sequence[LayerPlan],

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from packkv_kernels.config import BLOCK_TOKENS, CacheShape
 from packkv_kernels.errors import CacheFull, InvalidInput
 from packkv_kernels.paged_cache.cache import Page, PagedCache
+from packkv_kernels.paged_cache.residual import ExactTokens, ResidualBuffer
 
 log = logging.getLogger("packkv")
 
@@ -31,8 +32,8 @@ class SequenceCache:
         # again would differ from the block that is stored, so it is never published.
         self.restored_tokens = 0
         self._unpackable = False
-        self._keys: list[torch.Tensor | None] = [None] * shape.layers
-        self._values: list[torch.Tensor | None] = [None] * shape.layers
+        self._residual = [ResidualBuffer() for _ in range(shape.layers)]
+        self._table: NDArray[np.int32] | None = None
 
     @property
     def packed_tokens(self) -> int:
@@ -41,39 +42,36 @@ class SequenceCache:
 
     def residual_tokens(self, layer: int = 0) -> int:
         """Uncompressed tokens of one layer; layers differ only inside a forward pass."""
-        keys = self._keys[layer]
-        return 0 if keys is None else keys.shape[1]
+        return self._residual[layer].tokens
 
     def tokens(self, layer: int = 0) -> int:
         """All tokens of one layer."""
         return self.packed_tokens + self.residual_tokens(layer)
 
     def page_table(self) -> NDArray[np.int32]:
-        """Page slots in order, int32 [pages]."""
-        return np.fromiter((page.slot for page in self.pages), np.int32, len(self.pages))
+        """Page slots in order, int32 [pages]; the same array until the pages are others."""
+        if self._table is None:
+            self._table = np.fromiter((page.slot for page in self.pages), np.int32, len(self.pages))
+        return self._table
 
-    def append(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends new K and V [heads, new, head_dim]; returns the layer's whole residual."""
+    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> ExactTokens:
+        """Appends new K and V [heads, new, head_dim]; returns the layer's whole residual.
+
+        It is returned as it is held: the next call writes in it.
+        """
         expected = (self.shape.heads, self.shape.head_dim)
         if (keys.shape[0], keys.shape[2]) != expected or keys.shape != values.shape:
             raise InvalidInput(
                 f"K {tuple(keys.shape)} and V {tuple(values.shape)} must both be "
                 f"[{expected[0]}, tokens, {expected[1]}]"
             )
-        old_keys, old_values = self._keys[layer], self._values[layer]
-        if old_keys is not None and old_values is not None:
-            keys = torch.cat([old_keys, keys], dim=1)
-            values = torch.cat([old_values, values], dim=1)
-        self._keys[layer], self._values[layer] = keys, values
-        return keys, values
+        return self._residual[layer].append(keys, values)
 
     def adopt(self, pages: list[Page]) -> None:
         """Starts an empty sequence with pages that the caller holds; the holds pass over."""
         if self.tokens():
             raise InvalidInput(f"a sequence of {self.tokens()} tokens cannot take a prefix")
-        self.pages = list(pages)
+        self._hold(list(pages))
 
     def pack(self, cache: PagedCache) -> None:
         """Packs what is old enough. What cannot be packed stays exact: larger, never wrong."""
@@ -82,17 +80,19 @@ class SequenceCache:
             return
         tokens = ready * BLOCK_TOKENS
         layers = [self._oldest(layer, tokens) for layer in range(self.shape.layers)]
-        before = len(self.pages)
+        fresh: list[Page] = []
         try:
             for page in cache.encode(layers, first_token=self.packed_tokens):
-                self.pages.append(page)
+                fresh.append(page)
         except CacheFull as error:
             log.warning("%d tokens stay uncompressed for now: %s", tokens, error)
         except InvalidInput as error:
             # K or V that no codec may touch, such as NaN; trying again would find it again
             log.warning("this sequence stays uncompressed: %s", error)
             self._unpackable = True
-        self._drop((len(self.pages) - before) * BLOCK_TOKENS)
+        self._hold(self.pages + fresh)
+        for residual in self._residual:
+            residual.drop_first(len(fresh) * BLOCK_TOKENS)
 
     def shorten(self, cache: PagedCache | None, tokens: int) -> None:
         """Keeps the first `tokens` tokens; a page that is cut returns to the residual, unpacked."""
@@ -105,25 +105,27 @@ class SequenceCache:
         if cache is None:
             raise InvalidInput("a sequence with pages is shortened with the cache that has them")
         whole, part = divmod(tokens, BLOCK_TOKENS)
-        gone, self.pages = self.pages[whole:], self.pages[:whole]
-        self._keys, self._values = [None] * self.shape.layers, [None] * self.shape.layers
+        gone = self.pages[whole:]
+        self._hold(self.pages[:whole])
+        self._keep_first(0)
         if part:
             keys, values = cache.unpack(gone[0])
-            self._keys, self._values = list(keys[:, :, :part]), list(values[:, :, :part])
+            for layer, residual in enumerate(self._residual):
+                residual.append(keys[layer, :, :part], values[layer, :, :part])
             self.restored_tokens = tokens
         for page in gone:
             cache.release(page)
 
     def fork(self, cache: PagedCache | None) -> "SequenceCache":
-        """A second sequence with the same tokens; pages are shared, the residual is too."""
+        """A second sequence with the same tokens; pages are shared, the residual is copied."""
         twin = SequenceCache(self.shape, recent_window=self.recent_window)
         if cache is not None:
             for page in self.pages:
                 cache.hold(page)
-        twin.pages = list(self.pages)
+        twin._hold(list(self.pages))
         twin.restored_tokens = self.restored_tokens
         twin._unpackable = self._unpackable
-        twin._keys, twin._values = list(self._keys), list(self._values)
+        twin._residual = [residual.fork() for residual in self._residual]
         return twin
 
     def release(self, cache: PagedCache | None) -> None:
@@ -131,23 +133,18 @@ class SequenceCache:
         if cache is not None:
             for page in self.pages:
                 cache.release(page)
-        self.pages = []
+        self._hold([])
         self._keep_first(0)
 
-    def _oldest(self, layer: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._keys[layer], self._values[layer]
-        if keys is None or values is None or keys.shape[1] < tokens:
-            raise InvalidInput(f"layer {layer} holds fewer than the {tokens} tokens to pack")
-        return keys[:, :tokens], values[:, :tokens]
+    def _hold(self, pages: list[Page]) -> None:
+        self.pages, self._table = pages, None
 
-    def _drop(self, tokens: int) -> None:
-        for held in (self._keys, self._values):
-            for layer, tensor in enumerate(held):
-                if tokens and tensor is not None:
-                    # a copy, so that the packed tokens' memory is really given back
-                    held[layer] = tensor[:, tokens:].clone()
+    def _oldest(self, layer: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        held = self._residual[layer].tokens
+        if held < tokens:
+            raise InvalidInput(f"layer {layer} holds {held} tokens, not the {tokens} to pack")
+        return self._residual[layer].first(tokens)
 
     def _keep_first(self, tokens: int) -> None:
-        for held in (self._keys, self._values):
-            for layer, tensor in enumerate(held):
-                held[layer] = tensor[:, :tokens] if tensor is not None and tokens else None
+        for residual in self._residual:
+            residual.keep_first(tokens)

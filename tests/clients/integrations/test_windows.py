@@ -15,8 +15,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from packkv.integrations.hf import PackKV, PackKVConfig
+from packkv.integrations.hf import JoinedCache, PackKV, PackKVConfig
 from packkv.integrations.hf.attention import _padding_mask
+from packkv_kernels.testing import assert_close
 
 SIZES: dict[str, Any] = {
     "hidden_size": 128,
@@ -29,6 +30,7 @@ SIZES: dict[str, Any] = {
     # large enough for the past to matter to the logits
     "initializer_range": 0.08,
 }
+RAW = PackKVConfig(codec="raw", weights_digest="w")
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
@@ -70,11 +72,28 @@ def test_raw_blocks_change_no_token_of_a_model_with_windows(architecture: str) -
         model.set_attn_implementation("sdpa")
         wanted = model.generate(ids, **options).tolist()
         assert wanted != elsewhere, "the window must matter, or this shows nothing"
-        with PackKV(model, None, PackKVConfig(codec="raw", weights_digest="w")) as packkv:
+        with PackKV(model, None, RAW) as packkv:
             cache = packkv.new_cache(ids, mask)
             found = model.generate(ids, past_key_values=cache, **options)
             assert cache.rows[0].packed_tokens == 128
         assert found.tolist() == wanted
+
+
+def test_sequences_of_different_lengths_step_together_in_a_window() -> None:
+    model = MODELS["mistral"](22)
+    prompts = [left_padded(count)[0][:1] for count in (90, 70, 9)]
+    with torch.inference_mode(), PackKV(model, None, RAW) as packkv:
+        caches = [packkv.new_cache(prompt) for prompt in prompts]
+        for prompt, cache in zip(prompts, caches, strict=True):
+            model(prompt, past_key_values=cache)
+        found = model(
+            torch.tensor([[7], [8], [9]]),
+            position_ids=torch.tensor([[cache.length] for cache in caches]),
+            past_key_values=JoinedCache(caches),
+        ).logits[:, -1]
+        for token, prompt, logits in zip((7, 8, 9), prompts, found, strict=True):
+            whole = torch.cat([prompt, torch.tensor([[token]])], 1)
+            assert_close(logits, model(whole, use_cache=False).logits[0, -1], 1e-4, str(token))
 
 
 def test_without_a_packed_cache_the_window_still_holds() -> None:
@@ -83,7 +102,7 @@ def test_without_a_packed_cache_the_window_still_holds() -> None:
     model.set_attn_implementation("sdpa")
     with torch.inference_mode():
         wanted = model(ids, attention_mask=mask).logits
-        with PackKV(model, None, PackKVConfig(codec="raw", weights_digest="w")):
+        with PackKV(model, None, RAW):
             found = model(ids, attention_mask=mask).logits
     assert torch.allclose(found[0], wanted[0], atol=1e-4)
     assert torch.allclose(found[1, 13:], wanted[1, 13:], atol=1e-4)
@@ -110,7 +129,7 @@ def test_masks_that_only_resemble_a_window_are_refused(other: Callable[..., Any]
 
 def test_a_mask_and_an_attention_of_different_windows_are_refused() -> None:
     model = MODELS["mistral"](9)
-    with PackKV(model, None, PackKVConfig(codec="raw", weights_digest="w")):
+    with PackKV(model, None, RAW):
         for layer in model.model.layers:
             layer.self_attn.config = MistralConfig(**SIZES, sliding_window=None)
             layer.self_attn.config._attn_implementation = "packkv"

@@ -71,6 +71,8 @@ def _packed_attention(
     """Signature and layouts are those of transformers' AttentionInterface."""
     _refuse_unsupported(attention_mask, dropout, kwargs)
     masked = getattr(attention_mask, _WINDOW, None)
+    if attention_mask is not None and not attention_mask.shape[1]:
+        attention_mask = None
     if masked != sliding_window:
         raise ValueError(
             f"this model's mask is for a window of {masked} tokens, but its attention for one of "
@@ -135,7 +137,8 @@ def _padding_mask(
 ) -> torch.Tensor | None:
     """The padding mask [batch, kv_length], or None when nothing is padded.
 
-    That of a sliding window is always there, and says how long the window is.
+    That of a sliding window is always there, and says how long the window is; it has no columns
+    when nothing is padded.
     """
     columns = kv_length + kv_offset
     queries = torch.arange(q_offset, q_offset + q_length)
@@ -146,12 +149,11 @@ def _padding_mask(
             "PackKV supports causal attention, full or in a sliding window; this model asks for "
             "another mask (packed sequences, prefix, bidirectional or chunked attention)"
         )
-    if local_size is None and (attention_mask is None or bool(attention_mask.all())):
-        return None
-    if attention_mask is None:
-        attention_mask = torch.ones(batch_size, columns, dtype=torch.bool)
-    mask = F.pad(attention_mask, (0, columns - attention_mask.shape[-1]))
+    mask = None
+    if attention_mask is not None and not bool(attention_mask.all()):
+        mask = F.pad(attention_mask, (0, columns - attention_mask.shape[-1]))
     if local_size is not None:
+        mask = torch.ones(batch_size, 0, dtype=torch.bool) if mask is None else mask
         setattr(mask, _WINDOW, local_size)
     return mask
 

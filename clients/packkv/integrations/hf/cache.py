@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from packkv.integrations.hf.attention import TAG
+from packkv.integrations.hf.fed_tokens import FedTokens
 from packkv.integrations.hf.prefix import ArrivingPages
 from packkv_kernels.attention import PageTables, attend
 from packkv_kernels.config import CacheShape
-from packkv_kernels.paged_cache import PagedCache, SequenceCache
+from packkv_kernels.paged_cache import ExactTokens, PagedCache, SequenceCache
 
-__all__ = ["JoinedCache", "PackedKVCache", "left_padding"]
+__all__ = ["PackedKVCache", "left_padding"]
 
 # Pages that tables on a device have room for at first.
 _FIRST_PAGES = 64
@@ -59,8 +60,7 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         self.padding: list[int] = []
         self.matched_tokens: list[int] = []
         self.length = 0
-        # per row the token ids behind its K and V; None once a step ran without token ids
-        self.token_ids: list[list[int]] | None = []
+        self._tokens: list[FedTokens] | None = []
         self._fed: torch.Tensor | None = None
         self._untouched = True
         self._tables: Sequence[NDArray[np.int32]] = []
@@ -85,7 +85,7 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         """
         self.rows, self.padding, self.length = rows, padding, length
         self._untouched = True
-        self.token_ids = prefixes
+        self._tokens = [FedTokens(tokens) for tokens in prefixes]
         self.matched_tokens = [row.tokens() for row in rows]
 
     def expect(self, arriving: ArrivingPages) -> None:
@@ -101,9 +101,18 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         """Whether layers of pages are missing that this cache counts among its own."""
         return self._arriving is not None
 
+    @property
+    def token_ids(self) -> list[list[int]] | None:
+        """Per row the token ids behind its K and V; None once a pass ran without token ids.
+
+        Reads from the device what was fed since, so the host waits for it.
+        """
+        return None if self._tokens is None else [tokens.ids() for tokens in self._tokens]
+
     def feed(self, input_ids: torch.Tensor | None) -> None:
         """Notes the token ids [batch, new] of the forward pass that begins, None if it has none."""
-        self._fed = None if input_ids is None else input_ids.detach().cpu()
+        # a copy on the device, because it is read later: whoever fed them may use their memory anew
+        self._fed = None if input_ids is None else input_ids.detach().clone()
         self._began, self._waited_s = time.monotonic(), 0.0
 
     def new_row(self) -> SequenceCache:
@@ -151,11 +160,11 @@ class PackedKVCache(Cache):  # type: ignore[misc]
 
     def _note_tokens(self, batch: int, new: int) -> None:
         fed, self._fed = self._fed, None
-        if fed is None or self.token_ids is None or tuple(fed.shape) != (batch, new):
-            self.token_ids = None
+        if fed is None or self._tokens is None or tuple(fed.shape) != (batch, new):
+            self._tokens = None
             return
-        for tokens, ids, skip in zip(self.token_ids, fed.tolist(), self._skipped(new), strict=True):
-            tokens.extend(ids[skip:])
+        for tokens, ids, skip in zip(self._tokens, fed, self._skipped(new), strict=True):
+            tokens.add(ids[skip:])
 
     def _skipped(self, new: int) -> list[int]:
         """Per row, how many of the `new` columns are padding; these come first."""
@@ -191,22 +200,23 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         batch, q_heads, new, head_dim = query.shape
         skipped = self._skipped(new)
         active = [row for row in range(batch) if skipped[row] < new]
-        queries, own_keys, own_values = [], [], []
+        queries: list[torch.Tensor] = []
+        exact: list[ExactTokens] = []
         for row in active:
             fresh = slice(skipped[row], new)
             queries.append(query[row, :, fresh])
-            exact = self.rows[row].append(layer, keys[row, :, fresh], values[row, :, fresh])
-            own_keys.append(exact[0])
-            own_values.append(exact[1])
+            own = (keys[row, :, fresh], values[row, :, fresh])
+            exact.append(self.rows[row].append(layer, *own))
             if self._observe is not None and self.rows[row].tokens(layer) == new - skipped[row]:
-                self._observe(layer, query[row, :, fresh], keys[row, :, fresh])
+                self._observe(layer, query[row, :, fresh], own[0])
         paged = self._paged()
         found = attend(
             queries,
             None if paged is None else paged.layer(layer),
             self._tables if len(active) == batch else [self._tables[row] for row in active],
-            own_keys,
-            own_values,
+            [own.keys for own in exact],
+            [own.values for own in exact],
+            exact=[own.tokens for own in exact],
             scaling=scaling,
             window=window,
         )
@@ -225,7 +235,7 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         for row in self.rows:
             row.release(self._paged())
         self.rows, self.padding, self.matched_tokens, self.length = [], [], [], 0
-        self.token_ids, self._fed = [], None
+        self._tokens, self._fed, self._tables = [], None, []
 
     def reset(self) -> None:
         self.release()
@@ -248,9 +258,9 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         for row, padding in zip(self.rows, self.padding, strict=True):
             row.shorten(paged, max(0, self.length + tokens_to_remove - padding))
         self.length += tokens_to_remove
-        if self.token_ids is not None:
-            kept = zip(self.token_ids, self.rows, strict=True)
-            self.token_ids = [tokens[: row.tokens()] for tokens, row in kept]
+        if self._tokens is not None:
+            for tokens, row in zip(self._tokens, self.rows, strict=True):
+                tokens.keep_first(row.tokens())
 
     def _settle(self, layer: int) -> None:
         """Waits for a layer of the pages that are arriving, if there are any."""
@@ -269,51 +279,8 @@ class PackedKVCache(Cache):  # type: ignore[misc]
         self.rows = forks
         self.padding = [self.padding[row] for row in chosen]
         self.matched_tokens = [self.matched_tokens[row] for row in chosen]
-        if self.token_ids is not None:
-            self.token_ids = [list(self.token_ids[row]) for row in chosen]
-
-
-class JoinedCache(PackedKVCache):
-    """Caches of one row each, for one step of all of them: one new token a row, of any length.
-
-    ```
-    positions = torch.tensor([[cache.length] for cache in caches])
-    model(tokens, position_ids=positions, past_key_values=JoinedCache(caches))
-    ```
-
-    The K and V go into the caches that were joined; this one is thrown away after its step.
-    """
-
-    def __init__(self, caches: list[PackedKVCache]) -> None:
-        """
-        Args:
-            caches: of one connector, each with one row that has no padding, after its prefill.
-
-        Raises:
-            ValueError: a cache with more rows, with padding, or without known token ids.
-        """
-        first = caches[0]
-        super().__init__(first.shape, first._paged, recent_window=first._recent_window)
-        self._joined = caches
-        prefixes: list[list[int]] = []
-        for cache in caches:
-            if len(cache.rows) != 1 or any(cache.padding) or cache.token_ids is None:
-                raise ValueError("only caches of one row that was fed token ids can be joined")
-            if cache.is_arriving:
-                raise ValueError("a cache whose prefix is still arriving cannot be joined")
-            # the same lists: what this step adds belongs to the caches that were joined
-            prefixes += cache.token_ids
-        rows = [cache.rows[0] for cache in caches]
-        self.start(rows, [0] * len(rows), max(cache.length for cache in caches), prefixes)
-        # nobody repeats prompts here, and forked rows would not be those that were joined
-        self._untouched = False
-
-    def end_step(self, new: int) -> None:
-        super().end_step(new)
-        for cache in self._joined:
-            cache.length += new
-            if self.token_ids is None:
-                cache.token_ids = None
+        if self._tokens is not None:
+            self._tokens = [self._tokens[row].fork() for row in chosen]
 
 
 class PackedLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -364,6 +331,10 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[misc]
         if self._layer == self._cache.shape.layers - 1:
             self._cache.end_step(new)
         return out
+
+    def reset(self) -> None:
+        """After a pass that ended early: the next begins anew."""
+        self._pending = False
 
     def get_seq_length(self) -> int:
         return self._cache.length

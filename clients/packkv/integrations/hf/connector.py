@@ -18,6 +18,7 @@ from packkv.integrations.hf.prefix import FoundPrefix
 from packkv.prefix_cache import Counters, PrefixCache, PrefixCacheConfig, adopt_profile
 from packkv_kernels.budget import uniform
 from packkv_kernels.config import BLOCK_TOKENS, CodecConfig
+from packkv_kernels.entropy import section_decoder
 from packkv_kernels.errors import ProfileError
 from packkv_kernels.paged_cache import PagedCache, SequenceCache
 from packkv_kernels.profile import Calibrator, Profile
@@ -280,7 +281,12 @@ class PackKV:
             self._namespace = replace(self._namespace, profile_digest=profile.digest.hex())
         if self._client is not None:
             self._prefix_cache = PrefixCache(
-                self._client, self._namespace, self.codec, self.shape, config=self.config.prefix
+                self._client,
+                self._namespace,
+                self.codec,
+                self.shape,
+                config=self.config.prefix,
+                decode=section_decoder(self.config.backend, self._device),
             )
 
     def _root_hash(self, cache_salt: str) -> bytes:
@@ -290,9 +296,10 @@ class PackKV:
         """Names what was packed here from exact K and V, so that it can be found again."""
         assert self._paged is not None
         hashes = chain_hashes(root_hash, tokens)
+        took = 0.0 if self._prefix_cache is None else self._prefix_cache.block_compute_ms
         for index, (page, chain_hash) in enumerate(zip(row.pages, hashes, strict=True)):
             if page.chain_hash is None and index * BLOCK_TOKENS >= row.restored_tokens:
-                self._paged.name(page, root_hash=root_hash, chain_hash=chain_hash)
+                self._paged.name(page, root_hash=root_hash, chain_hash=chain_hash, compute_ms=took)
 
     def _prefix(
         self, tokens: list[int], cache_salt: str, fetch: bool, layerwise: bool

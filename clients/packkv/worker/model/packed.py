@@ -29,6 +29,7 @@ class PackedDecoder:
         self._model = model
         self._connector = connector
         self._client = client
+        self._joined: JoinedCache | None = None
 
     @classmethod
     def connect(cls, model: PreTrainedModel, config: WorkerConfig) -> PackedDecoder:
@@ -83,11 +84,15 @@ class PackedDecoder:
     @torch.inference_mode()
     def step(self, sequences: list[Sequence], token_ids: list[int]) -> torch.Tensor:
         caches = [sequence.cache for sequence in sequences]
+        if self._joined is None:
+            self._joined = JoinedCache(caches)
+        else:
+            self._joined.join(caches)
         device = self._model.device
         output = self._model(
             torch.tensor(token_ids, device=device)[:, None],
             position_ids=torch.tensor([[cache.length] for cache in caches], device=device),
-            past_key_values=JoinedCache(caches),
+            past_key_values=self._joined,
         )
         logits: torch.Tensor = output.logits[:, -1].float().cpu()
         return logits

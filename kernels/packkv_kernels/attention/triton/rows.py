@@ -10,7 +10,7 @@ from packkv_kernels.attention.dense import exact_attention, first_seen, with_exa
 from packkv_kernels.attention.packed import PackedLayer
 from packkv_kernels.attention.state import dense_state
 from packkv_kernels.attention.tables import PageTables, send
-from packkv_kernels.attention.triton.decode import PackedDecode, Residual
+from packkv_kernels.attention.triton.batch import BatchDecode, BatchShape
 from packkv_kernels.attention.triton.resident import DeviceLayer, resident_layer
 from packkv_kernels.config import BLOCK_TOKENS
 
@@ -25,7 +25,7 @@ FUSED_ROWS = 16
 _PROGRAMS = 512
 _SPLIT_PAGES = 4
 
-# Room for the residual comes in steps of so many tokens.
+# Room for the residuals of several rows comes in steps of so many tokens.
 _ROOM_STEP = 16
 
 
@@ -35,14 +35,15 @@ def attend_rows(
     page_tables: Tables,
     keys: Sequence[torch.Tensor],
     values: Sequence[torch.Tensor],
+    counts: Sequence[int],
     scaling: float,
     window: int | None,
 ) -> list[torch.Tensor]:
     """Causal attention of a ragged batch over packed pages, then exact tokens; see `attend`.
 
     The host waits for nothing. Rows of one shape take one sequence of launches; a `PageTables` is
-    read where it is. Pages in host memory are copied to the device, those that are needed, at
-    every call.
+    read where it is, and steps of one shape share its buffers. Pages in host memory are copied to
+    the device, those that are needed, at every call.
     """
     if isinstance(layer, PackedLayer):
         layer, page_tables = _on_device(layer, page_tables, queries[0].device)
@@ -51,18 +52,21 @@ def attend_rows(
         rows = [row for row, query in enumerate(queries) if query.shape == shape]
         if shape[0] // layer.heads * shape[1] > FUSED_ROWS:
             for row in rows:
-                own = (page_tables[row], keys[row], values[row])
+                exact = slice(0, counts[row])
+                own = (page_tables[row], keys[row][:, exact], values[row][:, exact])
                 found[row] = _attend_long(queries[row], layer, *own, scaling, window)
             continue
         out = _fused(
             [queries[row] for row in rows],
             layer,
             page_tables if len(rows) == len(queries) else [page_tables[row] for row in rows],
-            _residual([keys[row] for row in rows], [values[row] for row in rows]),
+            [keys[row] for row in rows],
+            [values[row] for row in rows],
+            [counts[row] for row in rows],
             scaling,
             window,
         )
-        found.update(zip(rows, out.to(queries[rows[0]].dtype), strict=True))
+        found.update(zip(rows, out, strict=True))
     return [found[row] for row in range(len(queries))]
 
 
@@ -75,50 +79,44 @@ def _on_device(
     return resident_layer(layer, pages, device), tables
 
 
-def _residual(keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> Residual:
-    """Exact tokens [heads, tokens, head_dim] of each row, side by side."""
-    counts = [part.shape[1] for part in keys]
-    tokens = torch.empty(len(counts), dtype=torch.int32, device=keys[0].device)
-    send(np.array(counts, np.int32), tokens)
-    if len(keys) == 1:
-        return Residual(keys[0][None].contiguous(), values[0][None].contiguous(), tokens)
-    heads, _, head_dim = keys[0].shape
-    room = -(-max(counts) // _ROOM_STEP) * _ROOM_STEP
-    together = keys[0].new_empty(2, len(keys), heads, room, head_dim)
-    for row, count in enumerate(counts):
-        together[0, row, :, :count], together[1, row, :, :count] = keys[row], values[row]
-    return Residual(together[0], together[1], tokens)
-
-
 def _fused(
     queries: Sequence[torch.Tensor],
     layer: DeviceLayer,
     page_tables: Tables,
-    residual: Residual,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    counts: Sequence[int],
     scaling: float,
     window: int | None,
 ) -> torch.Tensor:
-    """Attention of rows of one shape, float32 [batch, q_heads, new, head_dim]."""
-    q_heads, new, head_dim = queries[0].shape
+    """Attention of rows of one shape, [batch, q_heads, new, head_dim]."""
     batch, longest = len(queries), max(len(table) for table in page_tables)
     if not isinstance(page_tables, PageTables):
         tables = PageTables(batch, max(1, longest), queries[0].device)
         tables.update(page_tables)
         page_tables = tables
-    splits = max(1, min(longest // _SPLIT_PAGES, _PROGRAMS // (batch * layer.heads)))
-    decode = PackedDecode(
-        layer,
+    q_heads, new, head_dim = queries[0].shape
+    shape = BatchShape(
         batch=batch,
-        rows=q_heads // layer.heads * new,
-        max_pages=page_tables.table.shape[1],
-        splits=splits,
+        q_heads=q_heads,
         new=new,
-        room=residual.keys.shape[2],
+        head_dim=head_dim,
+        places=page_tables.table.shape[1],
+        splits=max(1, min(longest // _SPLIT_PAGES, _PROGRAMS // (batch * layer.heads))),
+        room=_room(keys),
         window=window,
+        dtype=keys[0].dtype,
     )
-    query = torch.stack(list(queries)).view(batch, layer.heads, -1, head_dim).contiguous()
-    out, _ = decode(query, page_tables.table, page_tables.pages, scaling, residual)
-    return out.view(batch, q_heads, new, head_dim)
+    decode = page_tables.decodes.get(window)
+    if decode is None or decode.shape != shape:
+        decode = page_tables.decodes[window] = BatchDecode(layer, shape)
+    return decode(queries, layer, page_tables, keys, values, counts, scaling)
+
+
+def _room(keys: Sequence[torch.Tensor]) -> int:
+    """Room for the residual of every row."""
+    rooms = [part.shape[1] for part in keys]
+    return rooms[0] if len(rooms) == 1 else -(-max(rooms) // _ROOM_STEP) * _ROOM_STEP
 
 
 def _attend_long(
