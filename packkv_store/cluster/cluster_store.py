@@ -20,6 +20,7 @@ from packkv_store.index import Index
 from packkv_store.store import Downloading, Uploading
 from packkv_store.store.answers import (
     Changes,
+    LifetimesInForce,
     Listed,
     Located,
     Match,
@@ -145,6 +146,12 @@ class ClusterStore:
 
     async def clear(self, root_hash: bytes | None) -> tuple[int, int]:
         return await self.inner.clear(root_hash)
+
+    async def set_lifetime(self, root_hash: bytes, seconds: float | None) -> None:
+        await self.inner.set_lifetime(root_hash, seconds)
+
+    async def lifetimes(self) -> LifetimesInForce:
+        return await self.inner.lifetimes()
 
     async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
         return await self.inner.page(tenant, after, limit)

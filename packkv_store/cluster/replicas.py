@@ -13,6 +13,7 @@ from packkv_store.cluster import PeerFailure, Peers
 from packkv_store.index import Index, Member
 from packkv_store.store import Uploading
 from packkv_store.store.answers import PutResult, PutStatus, Tally
+from packkv_store.store.verdict import Verdict
 from packkv_store.tenant import Tenant
 
 log = logging.getLogger(__name__)
@@ -113,8 +114,8 @@ class CopiedUpload:
     async def reserve(self, blocks: Sequence[tuple[ChainHash, int]]) -> list[memoryview | None]:
         return await self.inner.reserve(blocks)
 
-    def filled(self, count: int) -> None:
-        self.inner.filled(count)
+    def filled(self, count: int, verdicts: Sequence[Verdict | None] = ()) -> None:
+        self.inner.filled(count, verdicts)
 
     async def finish(self) -> list[PutResult]:
         results = await self.inner.finish()

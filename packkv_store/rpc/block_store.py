@@ -91,7 +91,7 @@ class BlockStoreService:
             lease_id=found.lease_id,
             lease_ms=int(found.lease_seconds * 1000),
             lengths=found.lengths,
-            tiers=map(TIER.__getitem__, found.tiers),
+            tiers=_tiers(found.tiers),
             miss=MISS[found.miss],
         )
 
@@ -196,6 +196,13 @@ class BlockStoreService:
 class _Owners(NamedTuple):
     names: Sequence[str]
     numbers: Sequence[int]
+
+
+def _tiers(tiers: Sequence[TierName]) -> "list[pb.Tier.ValueType]":
+    # mostly one for all: a name is hashed by Python itself, a microsecond for each of thousands
+    if tiers and tiers.count(tiers[0]) == len(tiers):
+        return [TIER[tiers[0]]] * len(tiers)
+    return list(map(TIER.__getitem__, tiers))
 
 
 def _numbered(owners: Sequence[str]) -> _Owners:

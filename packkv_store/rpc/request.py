@@ -6,6 +6,7 @@ from typing import cast
 from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_store.block import HASH_BYTES, ChainHash, Span
 from packkv_store.errors import LimitExceeded, RequestError
+from packkv_store.lifetimes import NEVER
 from packkv_store.rpc.status import Context
 
 MAX_HASHES = 16_384
@@ -13,6 +14,8 @@ MAX_PAGE = 4096
 MAX_FRAME_BYTES = 1 << 20
 MAX_PROFILE_BYTES = 16 << 20
 MAX_U16 = 65_535
+MIN_LIFETIME_SECONDS = 0.001
+MAX_LIFETIME_SECONDS = 1e10
 BEARER = "bearer "
 
 
@@ -34,6 +37,16 @@ def digest(field: str, value: bytes) -> bytes:
     if len(value) != HASH_BYTES:
         raise RequestError(field, f"{len(value)} bytes", "32 bytes")
     return value
+
+
+def lifetime(seconds: float) -> float | None:
+    """Seconds, infinity included; None for 0, which is the default."""
+    if seconds == 0:
+        return None
+    if not MIN_LIFETIME_SECONDS <= seconds <= MAX_LIFETIME_SECONDS and seconds != NEVER:
+        allowed = f"0, infinity, or {MIN_LIFETIME_SECONDS:g} to {MAX_LIFETIME_SECONDS:g}"
+        raise RequestError("seconds", seconds, allowed)
+    return seconds
 
 
 def page(after: bytes, limit: int) -> tuple[bytes, int]:

@@ -1,6 +1,6 @@
 """What the store answers, in its own types: no protobuf in here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
@@ -106,13 +106,24 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
+class LifetimesInForce:
+    """Seconds after which the blocks of a namespace expire, by root hash, and those of all others.
+    Infinity: never."""
+
+    own: Mapping[bytes, float]
+    others: float
+
+
+@dataclass(frozen=True, slots=True)
 class TierStats:
-    """How full a tier is."""
+    """How full a tier is, and how much of that is blocks in cold form."""
 
     name: TierName
     blocks: int
     used_bytes: int
     capacity_bytes: int
+    cold_blocks: int
+    cold_bytes: int
 
 
 @dataclass(slots=True)

@@ -13,10 +13,12 @@ from packkv_store.block import BlockKey, ChainHash, Span, block_keys, chain_hash
 from packkv_store.clock import Clock
 from packkv_store.events import MAX_BATCH
 from packkv_store.lease import LeaseTable
+from packkv_store.lifetimes import Lifetimes
 from packkv_store.profiles import Profiles
 from packkv_store.store.answers import (
     BlockAnswer,
     Changes,
+    LifetimesInForce,
     Listed,
     Located,
     Match,
@@ -52,6 +54,7 @@ class BlockStore:
     residents: Residents
     promotion: Promotion
     profiles: Profiles
+    own_lifetimes: Lifetimes
     run: Run
     max_block_bytes: int
     max_blocks: int
@@ -64,7 +67,9 @@ class BlockStore:
         blocks, miss = self._run_of(keys, heads)
         matched = list(map(KEY, blocks))
         lease_id, granted = self.leases.grant(tenant.tag, matched, lease_seconds)
-        self._used_run(blocks, keys)
+        self.residents.use_run(blocks)
+        if blocks and len(blocks) < len(keys):
+            self.residents.table.expect(keys[len(blocks)], blocks[-1].key)
         tiers = self.residents.fastest(tenant.tag, blocks)
         return Match(list(map(LENGTH, blocks)), tiers, lease_id, granted, miss)
 
@@ -82,7 +87,7 @@ class BlockStore:
             self.arena(tenant),
             self.run,
             tenant,
-            self.clock.monotonic(),
+            self.residents.moment(tenant.tag),
             self.max_block_bytes,
             self.max_blocks,
             sync,
@@ -101,7 +106,7 @@ class BlockStore:
         wanted = [b if b is not None and b.covers_heads(heads) else None for b in found]
         blocks = [block for block in wanted if block is not None]
         async with self.residents.holding([block.key for block in blocks]):
-            self._used(blocks)
+            self.residents.use(blocks)
             await self.promotion.promote(blocks)
             sources = await open_sources(wanted, self.residents, self.run)
             answers = [_answer(was, now) for was, now in zip(found, wanted, strict=True)]
@@ -122,7 +127,7 @@ class BlockStore:
         held = [block.key for block in blocks]
         lease_id, granted = self.leases.grant(tenant.tag, held, lease_seconds)
         try:
-            self._used(blocks)
+            self.residents.use(blocks)
             shelf = self.residents.ram_of(tenant.tag)
             # what no lease holds may be overwritten while it is read
             await self.promotion.promote(blocks if lease_id else [])
@@ -162,6 +167,15 @@ class BlockStore:
         ]
         await self.residents.retire(going)
         return len(going), sum(block.length for block in going)
+
+    async def set_lifetime(self, root_hash: bytes, seconds: float | None) -> None:
+        await self.run(self.own_lifetimes.put, root_hash, seconds)
+        # of calls at one time the last that was written is in force, whichever comes back last
+        in_force = self.own_lifetimes.all().get(root_hash)
+        self.residents.set_lifetime(root_hash, in_force)
+
+    async def lifetimes(self) -> LifetimesInForce:
+        return LifetimesInForce(self.own_lifetimes.all(), self.residents.lifetime_of_others)
 
     async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
         # a table of millions is sorted beside the event loop
@@ -226,17 +240,6 @@ class BlockStore:
                 if not block.covers_heads(heads):
                     return blocks[:place], MissReason.HEADS
         return blocks, MissReason.ABSENT if len(blocks) < len(keys) else None
-
-    def _used_run(self, blocks: Sequence[Block], chain: Sequence[BlockKey]) -> None:
-        table = self.residents.table
-        table.use_run(blocks, self.clock.monotonic())
-        if blocks and len(blocks) < len(chain):
-            table.expect(chain[len(blocks)], blocks[-1].key)
-
-    def _used(self, blocks: Sequence[Block]) -> None:
-        now = self.clock.monotonic()
-        for block in blocks:
-            self.residents.table.use(block, now)
 
     async def _extents(
         self,

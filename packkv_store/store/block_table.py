@@ -24,13 +24,18 @@ class Block:
     heads: int
     stored_at: float  # wall clock: expiry survives a restart
     used_at: float  # monotonic clock
+    value: float = 0.0  # see EvictionOrder
+    compute_ms: float = 0.0  # 0: not known
+    is_cold: bool = False
     parent: BlockKey | None = None
     head: PayloadHead | None = None
     leaving: bool = False  # hidden; its bytes go when nobody holds them any more
     corrupt: bool = False
 
     @classmethod
-    def of(cls, key: BlockKey, head: PayloadHead, stored_at: float, used_at: float) -> "Block":
+    def of(
+        cls, key: BlockKey, head: PayloadHead, stored_at: float, used_at: float, value: float = 0.0
+    ) -> "Block":
         return cls(
             key=key,
             root_hash=head.root_hash,
@@ -42,6 +47,9 @@ class Block:
             heads=head.heads,
             stored_at=stored_at,
             used_at=used_at,
+            value=value,
+            compute_ms=head.compute_ms,
+            is_cold=head.is_cold,
         )
 
     def covers_heads(self, wanted: Span) -> bool:
@@ -74,28 +82,21 @@ class BlockTable:
             block.parent = last.key
         self._blocks[block.key] = block
 
-    def remove(self, block: Block) -> None:
-        if self._blocks.get(block.key) is block:
-            del self._blocks[block.key]
+    def renew(self, block: Block, stored_at: float) -> None:
+        """The block, which is here, has been stored again: it is the latest now."""
+        block.stored_at = stored_at
+        self._blocks[block.key] = self._blocks.pop(block.key)
+
+    def remove(self, block: Block) -> bool:
+        """Whether the block was here."""
+        if self._blocks.get(block.key) is not block:
+            return False
+        del self._blocks[block.key]
+        return True
 
     def all(self) -> list[Block]:
-        """Oldest first."""
+        """In the order in which they were stored."""
         return list(self._blocks.values())
-
-    def expired(self, now: float, ttl_seconds: float) -> list[Block]:
-        """Blocks stored longer ago than that, of the wall clock; they are added in the order in
-        which they are stored."""
-        old = []
-        for block in self._blocks.values():
-            if block.stored_at > now:
-                # the clock was ahead when it was stored: its time begins now, and it must not hide
-                # those that came after it
-                block.stored_at = now
-            elif block.stored_at + ttl_seconds >= now:
-                break
-            else:
-                old.append(block)
-        return old
 
     def expect(self, child: BlockKey, parent: BlockKey) -> None:
         """A match has ended between the two; when the child is put, its parent is known."""
@@ -103,22 +104,26 @@ class BlockTable:
         if len(self._expected) > MAX_EXPECTED:
             self._expected.popitem(last=False)
 
-    def use_run(self, blocks: Sequence[Block], at: float) -> None:
+    def use_run(self, blocks: Sequence[Block], at: float, value: float) -> None:
         """As `use`, for blocks of which each follows the one before it."""
         if blocks:
-            self.use(blocks[0], at)
+            self.use(blocks[0], at, value)
         for before, block in pairwise(blocks):
             block.parent = before.key
             if block.used_at < at:
                 block.used_at = at
+            if block.value < value:
+                block.value = value
 
-    def use(self, block: Block, at: float) -> None:
+    def use(self, block: Block, at: float, value: float) -> None:
         """The block was used, and so was all before it: a tail must not outlive its head."""
         block.used_at = max(block.used_at, at)
+        block.value = max(block.value, value)
         before = self._blocks.get(block.parent) if block.parent else None
         # ends at the first that knows already, so a prefix costs one step a block in all
-        while before is not None and before.used_at < at:
-            before.used_at = at
+        while before is not None and (before.used_at < at or before.value < value):
+            before.used_at = max(before.used_at, at)
+            before.value = max(before.value, value)
             before = self._blocks.get(before.parent) if before.parent else None
 
 

@@ -1,5 +1,6 @@
 """Which blocks this node holds; the only place that moves them between tiers."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -14,8 +15,10 @@ from packkv_store.index import Index, Location
 from packkv_store.lease import LeaseTable
 from packkv_store.store.answers import PutStatus, Tally, TierStats
 from packkv_store.store.block_table import Block, BlockTable
-from packkv_store.store.shelf import Shelf, TierT
+from packkv_store.store.expiry import OTHERS, Expiry
+from packkv_store.store.shelf import KEY, Shelf, TierT, tier_stats
 from packkv_store.store.threads import Run, Tasks, inline
+from packkv_store.store.worth import Moment, Worth
 from packkv_store.tiers.disk import DiskTier, disk_weight
 from packkv_store.tiers.extents import Extent, extent_size
 from packkv_store.tiers.ram import RamTier
@@ -24,6 +27,9 @@ log = logging.getLogger(__name__)
 
 # Several writes can meet a full disk at one time, and what one was given the others may be refused.
 WRITE_TRIES = 4
+# What a call hides at most of what has expired before it, a millisecond; the rest is told apart
+# block by block until housekeeping has hidden it.
+EXPIRED_AT_ONCE = 1024
 
 
 class Residents:
@@ -40,7 +46,7 @@ class Residents:
         leases: LeaseTable,
         clock: Clock,
         run: Run,
-        ttl_seconds: float,
+        expiry: Expiry,
         disk_shares: Mapping[bytes, float],
     ) -> None:
         self.tally = Tally()
@@ -51,20 +57,24 @@ class Residents:
         self._leases = leases
         self._clock = clock
         self._run = run
-        self._ttl = ttl_seconds
+        self._expiry = expiry
+        self._worth = Worth()
         self._leaving: dict[BlockKey, Block] = {}
+        # expired, and not yet withdrawn from the index
+        self._expired: list[Block] = []
 
         def shelf(tier: TierT, run: Run, order: FairOrder) -> Shelf[TierT]:
             at, left = Location(node, tier.name), self._left_shelf
             return Shelf(tier, at, index, leases, run, self.tasks, self.tally, left, order)
 
+        # who has no share of the disk has his blocks in RAM alone
+        self._on_disk = {tag for tag, share in disk_shares.items() if share and disk is not None}
+        # what leaves RAM for the disk is not lost: its worth counts where it goes for good
         self._ram = {
-            tag: shelf(arena, inline, FairOrder({tag: 1.0}, extent_size))
+            tag: shelf(arena, inline, FairOrder({tag: 1.0}, extent_size, tag not in self._on_disk))
             for tag, arena in arenas.items()
         }
-        # who has no share of the disk has his blocks in RAM alone
-        self._on_disk = {tag for tag, share in disk_shares.items() if share}
-        order = FairOrder(disk_shares, disk_weight)
+        order = FairOrder(disk_shares, disk_weight, by_value=True)
         self.disk = None if disk is None else shelf(disk, run, order)
 
     def ram_of(self, key: bytes) -> Shelf[RamTier]:
@@ -93,8 +103,11 @@ class Residents:
         found, lost = await self._run(self._disk_tier.recover)
         now = self._clock.monotonic()
         for kept in sorted(found, key=lambda kept: kept.stored_at):
-            block = Block.of(kept.key, kept.head, kept.stored_at, now)
+            # which block follows which is not known: what is worth more might outlive its head
+            block = Block.of(kept.key, kept.head, kept.stored_at, now, value=1.0)
             self.table.add(block)
+            self._expiry.add(block)
+            self._worth.add(block)
             self.disk.adopt(block, kept.extent)
         await self.disk.announce()
         self.tally.recovered = len(found)
@@ -103,19 +116,22 @@ class Residents:
 
     def find(self, key: BlockKey) -> Block | None:
         """The block, if a new caller may have it."""
+        self._let_expire()
         block = self.table.get(key)
         return block if block is not None and self._is_open(block) else None
 
     def find_run(self, keys: Iterable[BlockKey]) -> list[Block]:
         """As `find`, for the blocks from the front up to the first that is not there."""
+        self._let_expire()
         blocks = self.table.get_run(keys)
-        if self._leaving or self._ttl > 0:
-            # rare, or set so: every block has to be looked at
+        if self._expiry.is_due() or self._is_any_leaving(blocks):
+            # rare: every block has to be looked at
             return list(takewhile(self._is_open, blocks))
         return blocks
 
     def find_held(self, key: BlockKey) -> Block | None:
         """As `find`; a block that is cleared or expired but still leased is found as well."""
+        self._let_expire()
         block = self.table.get(key)
         if block is None or block.corrupt:
             return None
@@ -130,6 +146,24 @@ class Residents:
             return [TierName.RAM] * len(blocks)
         return [TierName.RAM if block in shelf else TierName.DISK for block in blocks]
 
+    def moment(self, tag: bytes) -> Moment:
+        """Now, as blocks of a tenant see it that are used from here on."""
+        return Moment(self._clock.monotonic(), self.lasting(tag).level(tag))
+
+    def use_run(self, blocks: Sequence[Block]) -> None:
+        """Blocks of a tenant are used, of which each follows the one before it."""
+        if blocks:
+            at, level = self.moment(blocks[0].key[:TAG_BYTES])
+            self.table.use_run(blocks, at, level + self._worth.of(blocks))
+
+    def use(self, blocks: Sequence[Block]) -> None:
+        """As `use_run`, of blocks that follow each other in an order that is not known."""
+        if blocks:
+            at, level = self.moment(blocks[0].key[:TAG_BYTES])
+            value = level + self._worth.of(blocks)
+            for block in blocks:
+                self.table.use(block, at, value)
+
     def tiers(self, block: Block) -> list[TierName]:
         """Where the block is, fastest first; nowhere once it has left."""
         on_disk = self.disk is not None and block in self.disk
@@ -141,11 +175,11 @@ class Residents:
         key: BlockKey,
         head: PayloadHead,
         extent: Extent,
-        used_at: float,
+        begun: Moment,
         before: BlockKey | None,
     ) -> PutStatus:
         """Makes the verified payload at `extent` of the arena a block, on disk first.
-        `before` is the block that came before it on its stream.
+        `before` is the block that came before it on its stream, which has `begun` then.
 
         The extent is the block's or has been given back when this ends. Raises NoRoom, TierFailure.
         """
@@ -166,10 +200,12 @@ class Residents:
             finally:
                 self.ram_of(key).tier.free(extent)
                 await self._give_back_on_disk(on_disk)
-        block = Block.of(key, head, self._clock.wall(), used_at)
+        block = Block.of(key, head, self._clock.wall(), begun.at)
         block.head = head
         self.table.add(block, before)
-        self.table.use(block, used_at)
+        self._expiry.add(block)
+        self._worth.add(block)
+        self.table.use(block, begun.at, begun.level + self._worth.of([block]))
         self.events.stored(key)
         await self._publish(block, extent, on_disk)
         return PutStatus.STORED
@@ -195,10 +231,7 @@ class Residents:
 
     async def retire(self, blocks: Sequence[Block]) -> None:
         """Hides blocks at once; their bytes go as soon as nobody holds them."""
-        self.events.removed(block.key for block in blocks if not block.leaving)
-        for block in blocks:
-            block.leaving = True
-            self._leaving[block.key] = block
+        self._hide(blocks)
         for shelf, here in self._by_shelf(blocks):
             await shelf.hide(here)
         await self.collect()
@@ -219,13 +252,24 @@ class Residents:
                 await self._free([self._leaving[key] for key in keys if key in self._leaving])
 
     async def expire(self) -> None:
-        """Retires blocks that are past their time to live."""
-        if self._ttl > 0:
-            old = self.table.expired(self._clock.wall(), self._ttl)
-            old = [block for block in old if not block.leaving]
-            self.tally.expired += len(old)
-            await self.retire(old)
+        """Frees blocks that are past their lifetime, as soon as nobody holds them."""
+        while self._let_expire():
+            # after a lifetime was shortened there can be millions
+            await asyncio.sleep(0)
+        expired, self._expired = self._expired, []
+        for shelf, here in self._by_shelf(block for block in expired if block.leaving):
+            await shelf.hide(here)
         await self.collect()
+
+    def set_lifetime(self, root_hash: bytes, seconds: float | None) -> None:
+        """How long the blocks of a namespace stay, counted from their Put; None: as all others."""
+        blocks = (block for block in self.table.all() if not block.leaving)
+        self._expiry.change(root_hash, seconds, blocks)
+
+    @property
+    def lifetime_of_others(self) -> float:
+        """Seconds, of blocks whose namespace has no lifetime of its own."""
+        return self._expiry.seconds(OTHERS)
 
     async def flush(self) -> None:
         """Returns when all that was stored would survive a power cut. Raises TierFailure."""
@@ -233,21 +277,9 @@ class Residents:
             await self._run(self._disk_tier.flush)
 
     def tier_stats(self) -> list[TierStats]:
-        ram = list(self._ram.values())
-        stats = [
-            TierStats(
-                TierName.RAM,
-                sum(map(len, ram)),
-                sum(shelf.tier.used_bytes for shelf in ram),
-                sum(shelf.tier.capacity_bytes for shelf in ram),
-            )
-        ]
-        if self.disk is not None:
-            disk = self.disk.tier
-            stats.append(
-                TierStats(TierName.DISK, len(self.disk), disk.used_bytes, disk.capacity_bytes)
-            )
-        return stats
+        """Of RAM, all tenants together, and of the disk tier, if there is one."""
+        disk = [] if self.disk is None else [tier_stats([self.disk])]
+        return [tier_stats(list(self._ram.values())), *disk]
 
     async def _free(self, retired: Iterable[Block]) -> None:
         free = [block for block in retired if not self._leases.holds(block.key)]
@@ -305,6 +337,9 @@ class Residents:
         if known.leaving:
             known.leaving = False
             self._leaving.pop(known.key, None)
+            # it has been put now; one that had expired would go on being expired
+            self.table.renew(known, self._clock.wall())
+            self._expiry.add(known)
             self.events.stored(known.key)
             for shelf, _ in self._by_shelf([known]):
                 await shelf.show(known)
@@ -312,16 +347,36 @@ class Residents:
 
     def _is_open(self, block: Block) -> bool:
         """Whether a new caller may have it."""
-        return not (block.leaving or self._is_expired(block))
+        return not (block.leaving or self._expiry.is_past(block))
 
-    def _is_expired(self, block: Block) -> bool:
-        return self._ttl > 0 and block.stored_at + self._ttl < self._clock.wall()
+    def _is_any_leaving(self, blocks: Iterable[Block]) -> bool:
+        # thousands are asked in one go
+        return bool(self._leaving) and not self._leaving.keys().isdisjoint(map(KEY, blocks))
+
+    def _let_expire(self) -> bool:
+        """Hides some blocks that are past their lifetime; whether there may be more."""
+        if not self._expiry.is_due():
+            return False
+        past = self._expiry.take(EXPIRED_AT_ONCE)
+        self._hide(past)
+        self._expired += past
+        self.tally.expired += len(past)
+        return True
+
+    def _hide(self, blocks: Sequence[Block]) -> None:
+        self.events.removed(block.key for block in blocks if not block.leaving)
+        for block in blocks:
+            block.leaving = True
+            self._leaving[block.key] = block
+            self._expiry.discard(block)
 
     def _left_shelf(self, block: Block) -> None:
         if not self.in_ram(block):
             block.head = None
         if not self.in_ram(block) and (self.disk is None or block not in self.disk):
-            self.table.remove(block)
+            if self.table.remove(block):
+                self._expiry.discard(block)
+                self._worth.remove(block)
             self._leaving.pop(block.key, None)
             if not block.leaving:
                 self.events.removed([block.key])

@@ -12,7 +12,7 @@ from packkv_store.errors import NoRoom, TierFailure
 from packkv_store.eviction import FairOrder
 from packkv_store.index import Index, Location
 from packkv_store.lease import LeaseTable
-from packkv_store.store.answers import Tally
+from packkv_store.store.answers import Tally, TierStats
 from packkv_store.store.block_table import Block
 from packkv_store.store.threads import Run, Tasks
 from packkv_store.tiers import Tier
@@ -50,6 +50,8 @@ class Shelf(Generic[TierT]):
     ) -> None:
         self.tier = tier
         self.location = location
+        self.cold_blocks = 0
+        self.cold_bytes = 0
         self._tasks = tasks
         self._tally = tally
         self._index = index
@@ -82,6 +84,18 @@ class Shelf(Generic[TierT]):
         known, extent = self._blocks.get(block.key, (None, None))
         return extent if known is block else None
 
+    def level(self, tag: bytes) -> float:
+        """The level of the order in which a tenant's blocks go."""
+        return self._order.level(tag, self.tier.capacity_bytes)
+
+    def used_bytes(self, tag: bytes) -> int:
+        """Bytes of the tier that a tenant's blocks take."""
+        return self._order.used_bytes(tag)
+
+    def sure_bytes(self, tag: bytes) -> int:
+        """Bytes of the tier that no other tenant takes from this one."""
+        return int(self._order.share(tag) * self._shared_bytes())
+
     async def reserve(self, key: BlockKey, length: int) -> Extent:
         """Room for the `length` bytes of a block, after evicting others if need be.
         Raises NoRoom."""
@@ -98,14 +112,16 @@ class Shelf(Generic[TierT]):
 
     async def add(self, block: Block, extent: Extent) -> None:
         """The block's bytes are in place: it can be found from now on."""
-        self._blocks[block.key] = block, extent
-        self._order.add(block)
+        self.adopt(block, extent)
         await self._index.publish([block.key], self.location)
 
     def adopt(self, block: Block, extent: Extent) -> None:
         """As `add`, for a block found at the start; `announce` publishes them all at once."""
         self._blocks[block.key] = block, extent
         self._order.add(block)
+        if block.is_cold:
+            self.cold_blocks += 1
+            self.cold_bytes += extent.size
 
     async def announce(self) -> None:
         await self._index.publish(list(self._blocks), self.location)
@@ -134,8 +150,7 @@ class Shelf(Generic[TierT]):
         """Makes `wanted` bytes free, or what there is, for a block of `length`; answers how many
         blocks went."""
         victims: list[Block] = []
-        # all but the bytes between the watermarks is shared out: those are never all in use
-        shared = int(LOW_WATERMARK * self.tier.capacity_bytes)
+        shared = self._shared_bytes()
         with closing(
             self._order.victims(self._leases.holds, for_key[:TAG_BYTES], length, shared)
         ) as order:
@@ -148,6 +163,10 @@ class Shelf(Generic[TierT]):
         dropped = await self.drop(victims) if victims else 0
         self._tally.evicted[self.tier.name] += dropped
         return dropped
+
+    def _shared_bytes(self) -> int:
+        # all but the bytes between the watermarks is shared out: those are never all in use
+        return int(LOW_WATERMARK * self.tier.capacity_bytes)
 
     async def _drop(self, blocks: Sequence[Block], retired: bool) -> int:
         await self.hide(blocks)
@@ -167,8 +186,23 @@ class Shelf(Generic[TierT]):
     def _forget(self, block: Block) -> Extent:
         _, extent = self._blocks.pop(block.key)
         self._order.discard(block)
+        if block.is_cold:
+            self.cold_blocks -= 1
+            self.cold_bytes -= extent.size
         self._on_drop(block)
         return extent
+
+
+def tier_stats(shelves: Sequence[Shelf[TierT]]) -> TierStats:
+    """Of a tier that is one shelf, or several: one at least."""
+    return TierStats(
+        shelves[0].tier.name,
+        blocks=sum(map(len, shelves)),
+        used_bytes=sum(shelf.tier.used_bytes for shelf in shelves),
+        capacity_bytes=sum(shelf.tier.capacity_bytes for shelf in shelves),
+        cold_blocks=sum(shelf.cold_blocks for shelf in shelves),
+        cold_bytes=sum(shelf.cold_bytes for shelf in shelves),
+    )
 
 
 def _erased(tier: Tier, extents: Sequence[Extent]) -> list[Extent]:

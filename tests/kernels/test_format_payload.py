@@ -54,6 +54,14 @@ def test_what_is_written_is_read() -> None:
     assert [bytes(payload.section(layer, 0)) for layer in range(2)] == sections
 
 
+@pytest.mark.parametrize("compute_ms", [2.0**-24, 12.5, 65_504.0])
+def test_what_a_block_took_is_kept_in_half_precision(compute_ms: float) -> None:
+    data = write_payload(replace(HEADER, compute_ms=compute_ms), [bytes(16)] * 2)
+    assert read_payload(data).header.compute_ms == compute_ms
+    near = write_payload(replace(HEADER, compute_ms=0.9999 * compute_ms), [bytes(16)] * 2)
+    assert read_payload(near).header.compute_ms == pytest.approx(compute_ms, rel=2**-10)
+
+
 def test_a_preamble_lies_between_table_and_sections() -> None:
     sections, preamble = [bytes(range(16)), bytes(32)], bytes(range(100, 132))
     header = replace(HEADER, form=Form.COLD, preamble_bytes=32)
@@ -117,7 +125,7 @@ def test_bytes_after_the_end_are_refused(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "reason"), [(0, "magic"), (8, "version"), (13, "layout"), (26, "layout")]
+    ("offset", "reason"), [(0, "magic"), (8, "version"), (13, "layout"), (27, "layout")]
 )
 def test_the_reason_says_what_is_wrong(payload: bytes, offset: int, reason: str) -> None:
     changed = bytearray(payload)
@@ -164,6 +172,10 @@ def test_a_payload_of_another_identity_is_refused(field: str) -> None:
         ({"head_dim": 516}, "head_dim 516"),
         ({"layers": 0}, "layers 0"),
         ({"root_hash": bytes(31)}, "root_hash"),
+        ({"compute_ms": -1.0}, "compute_ms -1.0"),
+        ({"compute_ms": 65_505.0}, "compute_ms 65505.0"),
+        ({"compute_ms": float("nan")}, "compute_ms nan"),
+        ({"compute_ms": float("inf")}, "compute_ms inf"),
         ({"codec": CodecId.RAW}, "sinks 4"),
         ({"codec": CodecId.RAW, "sinks": 0, "form": Form.COLD}, "cold form"),
         ({"preamble_bytes": 16}, "preamble of 16 bytes, not of 0 … 0"),

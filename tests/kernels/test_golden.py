@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from packkv_kernels.compress import decode_block
 from packkv_kernels.config import CacheShape, CodecConfig
 from packkv_kernels.entropy import from_cold, to_cold
-from packkv_kernels.format import Form, describe_sections, read_payload, tile
+from packkv_kernels.format import Form, describe_sections, read_payload, tile, write_payload
 from packkv_kernels.format.layout import plane_mode
 from packkv_kernels.profile import Profile
 from packkv_kernels.testing import encode_payloads
@@ -129,6 +129,15 @@ def test_golden_cold_bytes_are_still_written_and_read(name: str) -> None:
     assert to_cold(read_payload(resident)) == cold
     assert read_payload(cold).header.form is Form.COLD
     assert from_cold(read_payload(cold)).data == resident
+
+
+def test_either_form_says_what_the_block_took_to_compute() -> None:
+    golden = read_payload((GOLDEN / "packkv-partial.payload").read_bytes())
+    sections = [bytes(golden.section(*divmod(at, SHAPE.heads))) for at in range(4)]
+    resident = read_payload(write_payload(replace(golden.header, compute_ms=12.5), sections))
+    cold = read_payload(to_cold(resident))
+    assert cold.header.compute_ms == resident.header.compute_ms == 12.5
+    assert from_cold(cold).data == resident.data
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -13,10 +13,13 @@ class Standing:
     used_at: float
     first_token: int
     length: int = 1000
+    value: float = 0.0
 
 
-def block(number: int, used_at: float, depth: int = 0, length: int = 1000) -> Standing:
-    return Standing(BlockKey(bytes([number]) * 48), used_at, depth, length)
+def block(
+    number: int, used_at: float, depth: int = 0, length: int = 1000, value: float = 0.0
+) -> Standing:
+    return Standing(BlockKey(bytes([number]) * 48), used_at, depth, length, value)
 
 
 def order_of(order: EvictionOrder, *held: Standing) -> list[int]:
@@ -25,8 +28,8 @@ def order_of(order: EvictionOrder, *held: Standing) -> list[int]:
         return [one.key[0] for one in victims]
 
 
-def filled(*blocks: Standing) -> EvictionOrder:
-    order = EvictionOrder()
+def filled(*blocks: Standing, by_value: bool = False) -> EvictionOrder:
+    order = EvictionOrder(by_value)
     for one in blocks:
         order.add(one)
     return order
@@ -44,6 +47,22 @@ def test_of_a_prefix_the_tail_goes_before_the_head() -> None:
 
 def test_of_equals_the_largest_goes_first() -> None:
     assert order_of(filled(block(1, 1.0, 0, 10), block(2, 1.0, 0, 20))) == [2, 1]
+
+
+def test_by_value_the_least_goes_first_and_of_equals_the_longest_unused() -> None:
+    blocks = block(1, 9.0, value=1.0), block(2, 1.0, value=2.0), block(3, 3.0, value=1.0)
+    assert order_of(filled(*blocks, by_value=True)) == [3, 1, 2]
+    assert order_of(filled(*blocks)) == [2, 3, 1]
+
+
+def test_the_level_is_the_value_of_the_last_that_went_and_never_falls() -> None:
+    held, gone = block(1, 1.0, value=1.0), block(2, 1.0, value=2.5)
+    order = filled(held, gone, by_value=True)
+    assert order.level == 0
+    assert order_of(order, held) == [2]
+    assert order.level == 2.5
+    assert order_of(order, gone) == [1]
+    assert order.level == 2.5
 
 
 def test_held_blocks_never_go_and_keep_their_place() -> None:
@@ -81,6 +100,15 @@ def shared(**counts: int) -> FairOrder:
         for number in range(counts.get(chr(tag[0]), 0)):
             order.add(Standing(BlockKey(tag + bytes([number]) * 32), 1.0, number))
     return order
+
+
+def test_the_level_rises_as_a_tenant_fills_its_share_and_never_falls() -> None:
+    order = shared(r=5, b=20)
+    assert [order.level(tag, 20_000) for tag in (RED, BLUE, OLD)] == [0.5, 1.0, 1.0]
+    with closing(order.victims(lambda key: False, RED, 0, 1)) as victims:
+        for gone in [victim for victim in victims if victim.key[:16] == RED]:
+            order.discard(gone)
+    assert order.level(RED, 20_000) == 0.5
 
 
 def losers(order: FairOrder, tag: bytes, most: int, *held: bytes) -> str:

@@ -84,6 +84,7 @@ def _as_dict(payload: Payload) -> dict[str, object]:
         "tokens": header.tokens,
         "sinks": header.sinks,
         "first_token": header.first_token,
+        "compute_ms": header.compute_ms,
         "layers": header.layers,
         "first_head": header.first_head,
         "heads": header.heads,

@@ -100,7 +100,14 @@ def _view(found: Stats, rates: Mapping[str, float]) -> RenderableType:
     from rich.text import Text
 
     tiers = [
-        (tier.tier, tier.blocks, size(tier.used_bytes), size(tier.capacity_bytes))
+        (
+            tier.tier,
+            tier.blocks,
+            size(tier.used_bytes),
+            size(tier.capacity_bytes),
+            tier.cold_blocks,
+            size(tier.cold_bytes),
+        )
         for tier in found.tiers
     ]
     counters = [
@@ -110,7 +117,7 @@ def _view(found: Stats, rates: Mapping[str, float]) -> RenderableType:
     shown: list[RenderableType] = [
         Text(f"node {found.node}, version {found.version}, up {found.uptime_s:.0f} s"),
         Text(f"{found.blocks} blocks, {found.leases} leases\n"),
-        table(("tier", "blocks", "used", "capacity"), tiers),
+        table(("tier", "blocks", "used", "capacity", "of it cold", "taking"), tiers),
     ]
     if counters:
         columns = ("counter", "value", "a second") if rates else ("counter", "value")

@@ -11,6 +11,7 @@ __all__ = [
     "ALIGNMENT",
     "CHECKSUM_AT",
     "HEADER_BYTES",
+    "MAX_COMPUTE_MS",
     "MAX_PAYLOAD_BYTES",
     "TABLE_ROW_BYTES",
     "VERSION",
@@ -28,11 +29,12 @@ VERSION = 2
 HEADER_BYTES = 192
 ALIGNMENT = 16
 MAX_PAYLOAD_BYTES = 2**32 - 1
+MAX_COMPUTE_MS = 65_504.0
 
-# magic, version, codec, kv_dtype, form, tokens, sinks, layers, first_head, heads, head_dim, zeros,
-# preamble bytes, root hash, chain hash, codec digest, profile digest, payload length, first token,
-# head checksum
-_HEADER = struct.Struct("<8sHHBBHHHHHH2sI32s32s32s32sQQ16s")
+# magic, version, codec, kv_dtype, form, tokens, sinks, layers, first_head, heads, head_dim,
+# compute_ms, preamble bytes, root hash, chain hash, codec digest, profile digest, payload length,
+# first token, head checksum
+_HEADER = struct.Struct("<8sHHBBHHHHHHeI32s32s32s32sQQ16s")
 CHECKSUM_AT = HEADER_BYTES - 16
 TABLE_ROW_BYTES = 24
 
@@ -62,7 +64,10 @@ class KVDtype(IntEnum):
 
 @dataclass(frozen=True)
 class PayloadHeader:
-    """What a payload says of itself. Lengths and checksums follow from it and the sections."""
+    """What a payload says of itself. Lengths and checksums follow from it and the sections.
+
+    `compute_ms` is what the block took its publisher to compute, in half precision; 0: not known.
+    """
 
     codec: CodecId
     kv_dtype: KVDtype
@@ -79,6 +84,7 @@ class PayloadHeader:
     first_token: int
     form: Form = Form.RESIDENT
     preamble_bytes: int = 0
+    compute_ms: float = 0.0
 
     @property
     def shape(self) -> CacheShape:
@@ -121,7 +127,7 @@ def pack_header(header: PayloadHeader, payload_length: int) -> bytes:
     return _HEADER.pack(
         *(MAGIC, VERSION, header.codec, header.kv_dtype, header.form, header.tokens),
         *(header.sinks, header.layers, header.first_head, header.heads, header.head_dim),
-        *(bytes(2), header.preamble_bytes),
+        *(header.compute_ms, header.preamble_bytes),
         *(header.root_hash, header.chain_hash, header.codec_digest, header.profile_digest),
         *(payload_length, header.first_token, bytes(16)),
     )
@@ -137,6 +143,7 @@ def broken_limit(header: PayloadHeader) -> str | None:
         "heads": (1, 65_535),
         "head_dim": (4, MAX_HEAD_DIM),
         "first_token": (0, 2**64 - 1),
+        "compute_ms": (0, MAX_COMPUTE_MS),
     }
     for name, (low, high) in limits.items():
         value = getattr(header, name)
@@ -172,20 +179,18 @@ def unpack_header(view: memoryview) -> tuple[PayloadHeader, int]:
     if len(view) < HEADER_BYTES:
         raise PayloadError("truncated", f"{len(view)} bytes, a header has {HEADER_BYTES}")
     values = _HEADER.unpack_from(view)
-    magic, version, codec, kv_dtype, form, *extents, zeros, preamble_bytes = values[:13]
+    magic, version, codec, kv_dtype, form, *extents, compute_ms, preamble_bytes = values[:13]
     *hashes, length, first_token, _ = values[13:]
     if magic != MAGIC:
         raise PayloadError("magic", f"magic {magic!r} is not {MAGIC!r}")
     if version != VERSION:
         raise PayloadError("version", f"version {version} is not {VERSION}")
-    if any(zeros):
-        raise PayloadError("layout", "reserved bytes of the header are not 0")
     try:
         kinds = CodecId(codec), KVDtype(kv_dtype), Form(form)
     except ValueError as error:
         what = f"codec {codec}, kv_dtype {kv_dtype}, form {form}"
         raise PayloadError("layout", f"{what}: {error}") from None
-    rest = *extents, *hashes, first_token, kinds[2], preamble_bytes
+    rest = *extents, *hashes, first_token, kinds[2], preamble_bytes, compute_ms
     header = PayloadHeader(kinds[0], kinds[1], *rest)
     wrong = broken_limit(header)
     if wrong:

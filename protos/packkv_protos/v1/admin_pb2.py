@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpackkv_protos/v1/admin.proto\x12\tpackkv.v1\"\x0e\n\x0cStatsRequest\"\xea\x01\n\nStatsReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12#\n\x05tiers\x18\x04 \x03(\x0b\x32\x14.packkv.v1.TierStats\x12\x0e\n\x06leases\x18\x05 \x01(\r\x12\x0e\n\x06\x62locks\x18\x06 \x01(\x04\x12\x35\n\x08\x63ounters\x18\x07 \x03(\x0b\x32#.packkv.v1.StatsReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"U\n\tTierStats\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\"!\n\x0c\x43learRequest\x12\x11\n\troot_hash\x18\x01 \x01(\x0c\"+\n\nClearReply\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"+\n\x0bListRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x0c\x12\r\n\x05limit\x18\x02 \x01(\r\"3\n\tListReply\x12&\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x16.packkv.v1.ListedBlock\"x\n\x0bListedBlock\x12\x12\n\nchain_hash\x18\x01 \x01(\x0c\x12\x11\n\troot_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x13\n\x0b\x66irst_token\x18\x04 \x01(\x04\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\r\n\x05tiers\x18\x06 \x03(\t\"\"\n\x0c\x44rainRequest\x12\x12\n\ntimeout_ms\x18\x01 \x01(\r\"/\n\nDrainReply\x12\x13\n\x0bhanded_over\x18\x01 \x01(\x04\x12\x0c\n\x04left\x18\x02 \x01(\x04\x32\xe8\x01\n\x05\x41\x64min\x12\x37\n\x05Stats\x12\x17.packkv.v1.StatsRequest\x1a\x15.packkv.v1.StatsReply\x12\x37\n\x05\x43lear\x12\x17.packkv.v1.ClearRequest\x1a\x15.packkv.v1.ClearReply\x12\x34\n\x04List\x12\x16.packkv.v1.ListRequest\x1a\x14.packkv.v1.ListReply\x12\x37\n\x05\x44rain\x12\x17.packkv.v1.DrainRequest\x1a\x15.packkv.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpackkv_protos/v1/admin.proto\x12\tpackkv.v1\"\x0e\n\x0cStatsRequest\"\xea\x01\n\nStatsReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12#\n\x05tiers\x18\x04 \x03(\x0b\x32\x14.packkv.v1.TierStats\x12\x0e\n\x06leases\x18\x05 \x01(\r\x12\x0e\n\x06\x62locks\x18\x06 \x01(\x04\x12\x35\n\x08\x63ounters\x18\x07 \x03(\x0b\x32#.packkv.v1.StatsReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"~\n\tTierStats\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x13\n\x0b\x63old_blocks\x18\x05 \x01(\x04\x12\x12\n\ncold_bytes\x18\x06 \x01(\x04\"!\n\x0c\x43learRequest\x12\x11\n\troot_hash\x18\x01 \x01(\x0c\"+\n\nClearReply\x12\x0e\n\x06\x62locks\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"8\n\x12SetLifetimeRequest\x12\x11\n\troot_hash\x18\x01 \x01(\x0c\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\x12\n\x10SetLifetimeReply\"\x12\n\x10LifetimesRequest\"Q\n\x0eLifetimesReply\x12\x17\n\x0f\x64\x65\x66\x61ult_seconds\x18\x01 \x01(\x01\x12&\n\tlifetimes\x18\x02 \x03(\x0b\x32\x13.packkv.v1.Lifetime\".\n\x08Lifetime\x12\x11\n\troot_hash\x18\x01 \x01(\x0c\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"+\n\x0bListRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x0c\x12\r\n\x05limit\x18\x02 \x01(\r\"3\n\tListReply\x12&\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x16.packkv.v1.ListedBlock\"x\n\x0bListedBlock\x12\x12\n\nchain_hash\x18\x01 \x01(\x0c\x12\x11\n\troot_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x13\n\x0b\x66irst_token\x18\x04 \x01(\x04\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\r\n\x05tiers\x18\x06 \x03(\t\"\"\n\x0c\x44rainRequest\x12\x12\n\ntimeout_ms\x18\x01 \x01(\r\"/\n\nDrainReply\x12\x13\n\x0bhanded_over\x18\x01 \x01(\x04\x12\x0c\n\x04left\x18\x02 \x01(\x04\"\x0f\n\rQuotasRequest\"6\n\x0bQuotasReply\x12\'\n\x07tenants\x18\x01 \x03(\x0b\x32\x16.packkv.v1.TenantQuota\"\x88\x01\n\x0bTenantQuota\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12#\n\x05tiers\x18\x02 \x03(\x0b\x32\x14.packkv.v1.TierQuota\x12!\n\x03put\x18\x03 \x01(\x0b\x32\x14.packkv.v1.RateQuota\x12!\n\x03get\x18\x04 \x01(\x0b\x32\x14.packkv.v1.RateQuota\"A\n\tTierQuota\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x12\n\nused_bytes\x18\x02 \x01(\x04\x12\x12\n\nsure_bytes\x18\x03 \x01(\x04\"~\n\tRateQuota\x12\x13\n\x0b\x62ytes_per_s\x18\x01 \x01(\x04\x12\x13\n\x0b\x62urst_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bmoved_bytes\x18\x03 \x01(\x04\x12\x10\n\x08waited_s\x18\x04 \x01(\x01\x12\x0f\n\x07refused\x18\x05 \x01(\x04\x12\x0f\n\x07waiting\x18\x06 \x01(\r2\xb4\x03\n\x05\x41\x64min\x12\x37\n\x05Stats\x12\x17.packkv.v1.StatsRequest\x1a\x15.packkv.v1.StatsReply\x12\x37\n\x05\x43lear\x12\x17.packkv.v1.ClearRequest\x1a\x15.packkv.v1.ClearReply\x12I\n\x0bSetLifetime\x12\x1d.packkv.v1.SetLifetimeRequest\x1a\x1b.packkv.v1.SetLifetimeReply\x12\x43\n\tLifetimes\x12\x1b.packkv.v1.LifetimesRequest\x1a\x19.packkv.v1.LifetimesReply\x12\x34\n\x04List\x12\x16.packkv.v1.ListRequest\x1a\x14.packkv.v1.ListReply\x12:\n\x06Quotas\x12\x18.packkv.v1.QuotasRequest\x1a\x16.packkv.v1.QuotasReply\x12\x37\n\x05\x44rain\x12\x17.packkv.v1.DrainRequest\x1a\x15.packkv.v1.DrainReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,21 +40,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATSREPLY_COUNTERSENTRY']._serialized_start=247
   _globals['_STATSREPLY_COUNTERSENTRY']._serialized_end=294
   _globals['_TIERSTATS']._serialized_start=296
-  _globals['_TIERSTATS']._serialized_end=381
-  _globals['_CLEARREQUEST']._serialized_start=383
-  _globals['_CLEARREQUEST']._serialized_end=416
-  _globals['_CLEARREPLY']._serialized_start=418
-  _globals['_CLEARREPLY']._serialized_end=461
-  _globals['_LISTREQUEST']._serialized_start=463
-  _globals['_LISTREQUEST']._serialized_end=506
-  _globals['_LISTREPLY']._serialized_start=508
-  _globals['_LISTREPLY']._serialized_end=559
-  _globals['_LISTEDBLOCK']._serialized_start=561
-  _globals['_LISTEDBLOCK']._serialized_end=681
-  _globals['_DRAINREQUEST']._serialized_start=683
-  _globals['_DRAINREQUEST']._serialized_end=717
-  _globals['_DRAINREPLY']._serialized_start=719
-  _globals['_DRAINREPLY']._serialized_end=766
-  _globals['_ADMIN']._serialized_start=769
-  _globals['_ADMIN']._serialized_end=1001
+  _globals['_TIERSTATS']._serialized_end=422
+  _globals['_CLEARREQUEST']._serialized_start=424
+  _globals['_CLEARREQUEST']._serialized_end=457
+  _globals['_CLEARREPLY']._serialized_start=459
+  _globals['_CLEARREPLY']._serialized_end=502
+  _globals['_SETLIFETIMEREQUEST']._serialized_start=504
+  _globals['_SETLIFETIMEREQUEST']._serialized_end=560
+  _globals['_SETLIFETIMEREPLY']._serialized_start=562
+  _globals['_SETLIFETIMEREPLY']._serialized_end=580
+  _globals['_LIFETIMESREQUEST']._serialized_start=582
+  _globals['_LIFETIMESREQUEST']._serialized_end=600
+  _globals['_LIFETIMESREPLY']._serialized_start=602
+  _globals['_LIFETIMESREPLY']._serialized_end=683
+  _globals['_LIFETIME']._serialized_start=685
+  _globals['_LIFETIME']._serialized_end=731
+  _globals['_LISTREQUEST']._serialized_start=733
+  _globals['_LISTREQUEST']._serialized_end=776
+  _globals['_LISTREPLY']._serialized_start=778
+  _globals['_LISTREPLY']._serialized_end=829
+  _globals['_LISTEDBLOCK']._serialized_start=831
+  _globals['_LISTEDBLOCK']._serialized_end=951
+  _globals['_DRAINREQUEST']._serialized_start=953
+  _globals['_DRAINREQUEST']._serialized_end=987
+  _globals['_DRAINREPLY']._serialized_start=989
+  _globals['_DRAINREPLY']._serialized_end=1036
+  _globals['_QUOTASREQUEST']._serialized_start=1038
+  _globals['_QUOTASREQUEST']._serialized_end=1053
+  _globals['_QUOTASREPLY']._serialized_start=1055
+  _globals['_QUOTASREPLY']._serialized_end=1109
+  _globals['_TENANTQUOTA']._serialized_start=1112
+  _globals['_TENANTQUOTA']._serialized_end=1248
+  _globals['_TIERQUOTA']._serialized_start=1250
+  _globals['_TIERQUOTA']._serialized_end=1315
+  _globals['_RATEQUOTA']._serialized_start=1317
+  _globals['_RATEQUOTA']._serialized_end=1443
+  _globals['_ADMIN']._serialized_start=1446
+  _globals['_ADMIN']._serialized_end=1882
 # @@protoc_insertion_point(module_scope)

@@ -85,10 +85,16 @@ class TierStats(google.protobuf.message.Message):
     BLOCKS_FIELD_NUMBER: builtins.int
     USED_BYTES_FIELD_NUMBER: builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: builtins.int
+    COLD_BLOCKS_FIELD_NUMBER: builtins.int
+    COLD_BYTES_FIELD_NUMBER: builtins.int
     tier: builtins.str
     blocks: builtins.int
     used_bytes: builtins.int
     capacity_bytes: builtins.int
+    cold_blocks: builtins.int
+    """of blocks, those in cold form"""
+    cold_bytes: builtins.int
+    """of used_bytes, what those take"""
     def __init__(
         self,
         *,
@@ -96,8 +102,10 @@ class TierStats(google.protobuf.message.Message):
         blocks: builtins.int = ...,
         used_bytes: builtins.int = ...,
         capacity_bytes: builtins.int = ...,
+        cold_blocks: builtins.int = ...,
+        cold_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "capacity_bytes", b"capacity_bytes", "tier", b"tier", "used_bytes", b"used_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "capacity_bytes", b"capacity_bytes", "cold_blocks", b"cold_blocks", "cold_bytes", b"cold_bytes", "tier", b"tier", "used_bytes", b"used_bytes"]) -> None: ...
 
 global___TierStats = TierStats
 
@@ -134,6 +142,87 @@ class ClearReply(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "bytes", b"bytes"]) -> None: ...
 
 global___ClearReply = ClearReply
+
+@typing.final
+class SetLifetimeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_HASH_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    root_hash: builtins.bytes
+    """32 bytes: the namespace"""
+    seconds: builtins.float
+    """0.001 to 10^10, or infinity: never; 0: as namespaces of which nothing is set"""
+    def __init__(
+        self,
+        *,
+        root_hash: builtins.bytes = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["root_hash", b"root_hash", "seconds", b"seconds"]) -> None: ...
+
+global___SetLifetimeRequest = SetLifetimeRequest
+
+@typing.final
+class SetLifetimeReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___SetLifetimeReply = SetLifetimeReply
+
+@typing.final
+class LifetimesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___LifetimesRequest = LifetimesRequest
+
+@typing.final
+class LifetimesReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEFAULT_SECONDS_FIELD_NUMBER: builtins.int
+    LIFETIMES_FIELD_NUMBER: builtins.int
+    default_seconds: builtins.float
+    """of all other namespaces: the server's own setting; infinity: never"""
+    @property
+    def lifetimes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Lifetime]:
+        """ascending by root hash, at most 4,096"""
+
+    def __init__(
+        self,
+        *,
+        default_seconds: builtins.float = ...,
+        lifetimes: collections.abc.Iterable[global___Lifetime] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_seconds", b"default_seconds", "lifetimes", b"lifetimes"]) -> None: ...
+
+global___LifetimesReply = LifetimesReply
+
+@typing.final
+class Lifetime(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_HASH_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    root_hash: builtins.bytes
+    seconds: builtins.float
+    """infinity: never"""
+    def __init__(
+        self,
+        *,
+        root_hash: builtins.bytes = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["root_hash", b"root_hash", "seconds", b"seconds"]) -> None: ...
+
+global___Lifetime = Lifetime
 
 @typing.final
 class ListRequest(google.protobuf.message.Message):
@@ -244,3 +333,120 @@ class DrainReply(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["handed_over", b"handed_over", "left", b"left"]) -> None: ...
 
 global___DrainReply = DrainReply
+
+@typing.final
+class QuotasRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___QuotasRequest = QuotasRequest
+
+@typing.final
+class QuotasReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANTS_FIELD_NUMBER: builtins.int
+    @property
+    def tenants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TenantQuota]:
+        """in the order of the server's settings"""
+
+    def __init__(
+        self,
+        *,
+        tenants: collections.abc.Iterable[global___TenantQuota] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["tenants", b"tenants"]) -> None: ...
+
+global___QuotasReply = QuotasReply
+
+@typing.final
+class TenantQuota(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    TIERS_FIELD_NUMBER: builtins.int
+    PUT_FIELD_NUMBER: builtins.int
+    GET_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    @property
+    def tiers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TierQuota]: ...
+    @property
+    def put(self) -> global___RateQuota: ...
+    @property
+    def get(self) -> global___RateQuota: ...
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        tiers: collections.abc.Iterable[global___TierQuota] | None = ...,
+        put: global___RateQuota | None = ...,
+        get: global___RateQuota | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["get", b"get", "put", b"put"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["get", b"get", "put", b"put", "tenant", b"tenant", "tiers", b"tiers"]) -> None: ...
+
+global___TenantQuota = TenantQuota
+
+@typing.final
+class TierQuota(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: builtins.int
+    USED_BYTES_FIELD_NUMBER: builtins.int
+    SURE_BYTES_FIELD_NUMBER: builtins.int
+    tier: builtins.str
+    """named as in TierStats"""
+    used_bytes: builtins.int
+    sure_bytes: builtins.int
+    """No other tenant takes any of these. Of RAM it is all that the tenant may have; on disk it may
+    use more while nobody else needs it.
+    """
+    def __init__(
+        self,
+        *,
+        tier: builtins.str = ...,
+        used_bytes: builtins.int = ...,
+        sure_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sure_bytes", b"sure_bytes", "tier", b"tier", "used_bytes", b"used_bytes"]) -> None: ...
+
+global___TierQuota = TierQuota
+
+@typing.final
+class RateQuota(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BYTES_PER_S_FIELD_NUMBER: builtins.int
+    BURST_BYTES_FIELD_NUMBER: builtins.int
+    MOVED_BYTES_FIELD_NUMBER: builtins.int
+    WAITED_S_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    bytes_per_s: builtins.int
+    """0: without a limit, and nothing of it is counted"""
+    burst_bytes: builtins.int
+    """moved at once after a rest"""
+    moved_bytes: builtins.int
+    """this and what follows: since the start"""
+    waited_s: builtins.float
+    """of all calls together"""
+    refused: builtins.int
+    """calls that would have waited for too long"""
+    waiting: builtins.int
+    """calls that wait now"""
+    def __init__(
+        self,
+        *,
+        bytes_per_s: builtins.int = ...,
+        burst_bytes: builtins.int = ...,
+        moved_bytes: builtins.int = ...,
+        waited_s: builtins.float = ...,
+        refused: builtins.int = ...,
+        waiting: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["burst_bytes", b"burst_bytes", "bytes_per_s", b"bytes_per_s", "moved_bytes", b"moved_bytes", "refused", b"refused", "waited_s", b"waited_s", "waiting", b"waiting"]) -> None: ...
+
+global___RateQuota = RateQuota

@@ -45,10 +45,25 @@ class AdminStub(object):
                 request_serializer=packkv__protos_dot_v1_dot_admin__pb2.ClearRequest.SerializeToString,
                 response_deserializer=packkv__protos_dot_v1_dot_admin__pb2.ClearReply.FromString,
                 _registered_method=True)
+        self.SetLifetime = channel.unary_unary(
+                '/packkv.v1.Admin/SetLifetime',
+                request_serializer=packkv__protos_dot_v1_dot_admin__pb2.SetLifetimeRequest.SerializeToString,
+                response_deserializer=packkv__protos_dot_v1_dot_admin__pb2.SetLifetimeReply.FromString,
+                _registered_method=True)
+        self.Lifetimes = channel.unary_unary(
+                '/packkv.v1.Admin/Lifetimes',
+                request_serializer=packkv__protos_dot_v1_dot_admin__pb2.LifetimesRequest.SerializeToString,
+                response_deserializer=packkv__protos_dot_v1_dot_admin__pb2.LifetimesReply.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/packkv.v1.Admin/List',
                 request_serializer=packkv__protos_dot_v1_dot_admin__pb2.ListRequest.SerializeToString,
                 response_deserializer=packkv__protos_dot_v1_dot_admin__pb2.ListReply.FromString,
+                _registered_method=True)
+        self.Quotas = channel.unary_unary(
+                '/packkv.v1.Admin/Quotas',
+                request_serializer=packkv__protos_dot_v1_dot_admin__pb2.QuotasRequest.SerializeToString,
+                response_deserializer=packkv__protos_dot_v1_dot_admin__pb2.QuotasReply.FromString,
                 _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/packkv.v1.Admin/Drain',
@@ -74,10 +89,33 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetLifetime(self, request, context):
+        """How long the blocks of one namespace stay on this server, counted from their Put: those that
+        are here and those that come. It survives a restart of a server with a disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lifetimes(self, request, context):
+        """The lifetimes that were set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def List(self, request, context):
         """The blocks of the caller's own tenant that this server holds itself, ascending by chain hash.
         One page a call: the next begins after the last block of the one before. What is stored
         meanwhile may be left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Quotas(self, request, context):
+        """What tenants may have of this server, and what they have: the caller's own, or to an admin all.
+        The one call here that every tenant may make.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,10 +143,25 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=packkv__protos_dot_v1_dot_admin__pb2.ClearRequest.FromString,
                     response_serializer=packkv__protos_dot_v1_dot_admin__pb2.ClearReply.SerializeToString,
             ),
+            'SetLifetime': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLifetime,
+                    request_deserializer=packkv__protos_dot_v1_dot_admin__pb2.SetLifetimeRequest.FromString,
+                    response_serializer=packkv__protos_dot_v1_dot_admin__pb2.SetLifetimeReply.SerializeToString,
+            ),
+            'Lifetimes': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lifetimes,
+                    request_deserializer=packkv__protos_dot_v1_dot_admin__pb2.LifetimesRequest.FromString,
+                    response_serializer=packkv__protos_dot_v1_dot_admin__pb2.LifetimesReply.SerializeToString,
+            ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
                     request_deserializer=packkv__protos_dot_v1_dot_admin__pb2.ListRequest.FromString,
                     response_serializer=packkv__protos_dot_v1_dot_admin__pb2.ListReply.SerializeToString,
+            ),
+            'Quotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.Quotas,
+                    request_deserializer=packkv__protos_dot_v1_dot_admin__pb2.QuotasRequest.FromString,
+                    response_serializer=packkv__protos_dot_v1_dot_admin__pb2.QuotasReply.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -182,6 +235,60 @@ class Admin(object):
             _registered_method=True)
 
     @staticmethod
+    def SetLifetime(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/packkv.v1.Admin/SetLifetime',
+            packkv__protos_dot_v1_dot_admin__pb2.SetLifetimeRequest.SerializeToString,
+            packkv__protos_dot_v1_dot_admin__pb2.SetLifetimeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lifetimes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/packkv.v1.Admin/Lifetimes',
+            packkv__protos_dot_v1_dot_admin__pb2.LifetimesRequest.SerializeToString,
+            packkv__protos_dot_v1_dot_admin__pb2.LifetimesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def List(request,
             target,
             options=(),
@@ -198,6 +305,33 @@ class Admin(object):
             '/packkv.v1.Admin/List',
             packkv__protos_dot_v1_dot_admin__pb2.ListRequest.SerializeToString,
             packkv__protos_dot_v1_dot_admin__pb2.ListReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Quotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/packkv.v1.Admin/Quotas',
+            packkv__protos_dot_v1_dot_admin__pb2.QuotasRequest.SerializeToString,
+            packkv__protos_dot_v1_dot_admin__pb2.QuotasReply.FromString,
             options,
             channel_credentials,
             insecure,

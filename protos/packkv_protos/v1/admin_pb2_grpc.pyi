@@ -32,6 +32,20 @@ class AdminStub:
     ]
     """Removes blocks. Leased blocks go as soon as their lease ends."""
 
+    SetLifetime: grpc.UnaryUnaryMultiCallable[
+        packkv_protos.v1.admin_pb2.SetLifetimeRequest,
+        packkv_protos.v1.admin_pb2.SetLifetimeReply,
+    ]
+    """How long the blocks of one namespace stay on this server, counted from their Put: those that
+    are here and those that come. It survives a restart of a server with a disk.
+    """
+
+    Lifetimes: grpc.UnaryUnaryMultiCallable[
+        packkv_protos.v1.admin_pb2.LifetimesRequest,
+        packkv_protos.v1.admin_pb2.LifetimesReply,
+    ]
+    """The lifetimes that were set."""
+
     List: grpc.UnaryUnaryMultiCallable[
         packkv_protos.v1.admin_pb2.ListRequest,
         packkv_protos.v1.admin_pb2.ListReply,
@@ -39,6 +53,14 @@ class AdminStub:
     """The blocks of the caller's own tenant that this server holds itself, ascending by chain hash.
     One page a call: the next begins after the last block of the one before. What is stored
     meanwhile may be left out.
+    """
+
+    Quotas: grpc.UnaryUnaryMultiCallable[
+        packkv_protos.v1.admin_pb2.QuotasRequest,
+        packkv_protos.v1.admin_pb2.QuotasReply,
+    ]
+    """What tenants may have of this server, and what they have: the caller's own, or to an admin all.
+    The one call here that every tenant may make.
     """
 
     Drain: grpc.UnaryUnaryMultiCallable[
@@ -64,6 +86,20 @@ class AdminAsyncStub:
     ]
     """Removes blocks. Leased blocks go as soon as their lease ends."""
 
+    SetLifetime: grpc.aio.UnaryUnaryMultiCallable[
+        packkv_protos.v1.admin_pb2.SetLifetimeRequest,
+        packkv_protos.v1.admin_pb2.SetLifetimeReply,
+    ]
+    """How long the blocks of one namespace stay on this server, counted from their Put: those that
+    are here and those that come. It survives a restart of a server with a disk.
+    """
+
+    Lifetimes: grpc.aio.UnaryUnaryMultiCallable[
+        packkv_protos.v1.admin_pb2.LifetimesRequest,
+        packkv_protos.v1.admin_pb2.LifetimesReply,
+    ]
+    """The lifetimes that were set."""
+
     List: grpc.aio.UnaryUnaryMultiCallable[
         packkv_protos.v1.admin_pb2.ListRequest,
         packkv_protos.v1.admin_pb2.ListReply,
@@ -71,6 +107,14 @@ class AdminAsyncStub:
     """The blocks of the caller's own tenant that this server holds itself, ascending by chain hash.
     One page a call: the next begins after the last block of the one before. What is stored
     meanwhile may be left out.
+    """
+
+    Quotas: grpc.aio.UnaryUnaryMultiCallable[
+        packkv_protos.v1.admin_pb2.QuotasRequest,
+        packkv_protos.v1.admin_pb2.QuotasReply,
+    ]
+    """What tenants may have of this server, and what they have: the caller's own, or to an admin all.
+    The one call here that every tenant may make.
     """
 
     Drain: grpc.aio.UnaryUnaryMultiCallable[
@@ -101,6 +145,24 @@ class AdminServicer(metaclass=abc.ABCMeta):
         """Removes blocks. Leased blocks go as soon as their lease ends."""
 
     @abc.abstractmethod
+    def SetLifetime(
+        self,
+        request: packkv_protos.v1.admin_pb2.SetLifetimeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[packkv_protos.v1.admin_pb2.SetLifetimeReply, collections.abc.Awaitable[packkv_protos.v1.admin_pb2.SetLifetimeReply]]:
+        """How long the blocks of one namespace stay on this server, counted from their Put: those that
+        are here and those that come. It survives a restart of a server with a disk.
+        """
+
+    @abc.abstractmethod
+    def Lifetimes(
+        self,
+        request: packkv_protos.v1.admin_pb2.LifetimesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[packkv_protos.v1.admin_pb2.LifetimesReply, collections.abc.Awaitable[packkv_protos.v1.admin_pb2.LifetimesReply]]:
+        """The lifetimes that were set."""
+
+    @abc.abstractmethod
     def List(
         self,
         request: packkv_protos.v1.admin_pb2.ListRequest,
@@ -109,6 +171,16 @@ class AdminServicer(metaclass=abc.ABCMeta):
         """The blocks of the caller's own tenant that this server holds itself, ascending by chain hash.
         One page a call: the next begins after the last block of the one before. What is stored
         meanwhile may be left out.
+        """
+
+    @abc.abstractmethod
+    def Quotas(
+        self,
+        request: packkv_protos.v1.admin_pb2.QuotasRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[packkv_protos.v1.admin_pb2.QuotasReply, collections.abc.Awaitable[packkv_protos.v1.admin_pb2.QuotasReply]]:
+        """What tenants may have of this server, and what they have: the caller's own, or to an admin all.
+        The one call here that every tenant may make.
         """
 
     @abc.abstractmethod
