@@ -35,16 +35,20 @@ from packkv_store.index.embedded import EmbeddedIndex
 from packkv_store.index.redis.redis_index import RedisIndex
 from packkv_store.index.redis.url import RedisUrl
 from packkv_store.lease import LeaseTable
-from packkv_store.metrics import CallMetrics, MeteredStore, StoreCollector
+from packkv_store.lifetimes import NEVER, Lifetimes
+from packkv_store.metrics import CallMetrics, MeteredStore, PaceCollector, StoreCollector
+from packkv_store.pace import Pace, PacedStore
 from packkv_store.peers.bulk_pull import BulkPull
 from packkv_store.peers.channels import Channels
 from packkv_store.peers.grpc_peers import GrpcPeers
 from packkv_store.profiles import Profiles
+from packkv_store.quotas import Quotas
 from packkv_store.rpc.admin import AdminService
 from packkv_store.rpc.block_store import BlockStoreService
 from packkv_store.rpc.request import MAX_HASHES, MAX_PROFILE_BYTES
 from packkv_store.shared_memory import SharedMemory
 from packkv_store.store.block_store import BlockStore
+from packkv_store.store.expiry import Expiry
 from packkv_store.store.promotion import Promotion
 from packkv_store.store.residents import Residents
 from packkv_store.store.threads import Threads
@@ -99,6 +103,7 @@ class App:
         self._callers = _callers(self._access)
         self._drain = Drain(self.store, self._index, self._peers, self._callers)
         self._cluster = self._build_cluster()
+        self._pace = Pace(self._access.tenants, self._clock)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=CHANNEL_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
         self._paths = block_store_pb2.PathsReply()
@@ -123,10 +128,15 @@ class App:
         """Serves from here on. Raises ConfigError when it cannot listen."""
         await self.store.residents.recover()
         registry = CollectorRegistry()
+        registry.register(PaceCollector(self._pace))
         calls = CallMetrics(registry)
-        metered = MeteredStore(self._cluster or self.store, registry, calls)
+        seconds = self._config.stream_seconds
+        paced = PacedStore(self._cluster or self.store, self._pace, self._clock, seconds)
+        metered = MeteredStore(paced, registry, calls)
         try:
-            own = self._own(MeteredStore(self.store, registry, calls))
+            # nodes wait for nobody's rate; of one that is alone nobody else is a node
+            among = metered if self._cluster is None else MeteredStore(self.store, registry, calls)
+            own = self._own(among)
             await self._open_paths(metered, own)
             self._serve_calls(metered, own)
             self.port = self._bind()
@@ -186,6 +196,7 @@ class App:
     def _build_store(self) -> BlockStore:
         config, clock, node, index = self._config, self._clock, self._node, self._index
         leases = LeaseTable(clock, config.max_leases, config.lease_seconds)
+        lifetimes = Lifetimes(config.data_dir / "lifetimes" if config.data_dir else None)
         residents = Residents(
             node,
             self._arenas,
@@ -194,7 +205,7 @@ class App:
             leases,
             clock,
             self._threads,
-            config.ttl_seconds,
+            Expiry(clock, config.ttl_seconds or NEVER, lifetimes.all()),
             _disk_shares(self._access.tenants),
         )
         profiles = config.data_dir / "profiles" if config.data_dir else None
@@ -207,6 +218,7 @@ class App:
             residents=residents,
             promotion=Promotion(residents, self._threads, config.io_threads),
             profiles=Profiles(profiles, MAX_PROFILES_BYTES),
+            own_lifetimes=lifetimes,
             run=self._threads,
             max_block_bytes=config.max_block_bytes,
             max_blocks=MAX_HASHES,
@@ -262,7 +274,8 @@ class App:
         blocks = BlockStoreService(
             metered, own, self._access, self._config.stream_seconds, self._paths
         )
-        admin = AdminService(metered, self._access, self.drain)
+        quotas = Quotas(self._access.tenants, self.store.residents, self._pace)
+        admin = AdminService(metered, self._access, quotas, self.drain)
         self._server.add_generic_rpc_handlers((blocks.handler(), admin.handler()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]

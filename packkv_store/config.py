@@ -175,7 +175,7 @@ class StoreConfig:
     tokens_file: Path | None = field(
         default=None,
         metadata=_flag(
-            Path, "FILE", "TOML or JSON: tenants, SHA-256 of their bearer tokens, admin flags"
+            Path, "FILE", "TOML or JSON: tenants, SHA-256 of their bearer tokens, shares, rates"
         ),
     )
     insecure: bool = field(

@@ -5,6 +5,7 @@ StoreError
 │   └── LimitExceeded    the call is well formed but larger than this server takes
 ├── Unauthenticated      no token, or an unknown one
 ├── NotPermitted         a known caller that may not do this
+├── RateExceeded         the caller's rate would have it wait for too long
 ├── PayloadError         bytes that are not the block they claim to be
 ├── NoRoom               a tier is full of blocks that may not go
 ├── Quarantined          a corrupt copy of the block is still held by a reader
@@ -50,6 +51,20 @@ class Unauthenticated(StoreError):
 
 class NotPermitted(StoreError):
     """The caller is known but its token does not allow this call."""
+
+
+class RateExceeded(StoreError):
+    """The caller may move its bytes only after this call has to end."""
+
+    def __init__(self, rate: str, limit: int, wanted: int, due: float, left: float) -> None:
+        super().__init__(
+            f"{rate} is {limit} bytes/s: {wanted} bytes have their turn in {due:g} s and this call "
+            f"can wait for {left:.1f} s; try again then, or move less at a time"
+        )
+        self.rate = rate
+        self.limit = limit
+        self.wanted = wanted
+        self.due = due
 
 
 class PayloadError(StoreError):
@@ -146,6 +161,7 @@ STATUS: Final[Mapping[type[StoreError], Status]] = {
     LimitExceeded: Status.RESOURCE_EXHAUSTED,
     Unauthenticated: Status.UNAUTHENTICATED,
     NotPermitted: Status.PERMISSION_DENIED,
+    RateExceeded: Status.RESOURCE_EXHAUSTED,
     PayloadError: Status.INVALID_ARGUMENT,
     NoRoom: Status.RESOURCE_EXHAUSTED,
     Quarantined: Status.ABORTED,

@@ -11,10 +11,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from packkv_store.block import ChainHash, Span
+from packkv_store.pace import Pace
 from packkv_store.store import Downloading, Store, Uploading
 from packkv_store.store.answers import (
     BlockAnswer,
     Changes,
+    LifetimesInForce,
     Listed,
     Located,
     Match,
@@ -25,6 +27,7 @@ from packkv_store.store.answers import (
     Tally,
 )
 from packkv_store.store.layout import Layout
+from packkv_store.store.verdict import Verdict
 from packkv_store.tenant import Tenant
 from packkv_store.tiers.ram import RamTier
 
@@ -137,6 +140,13 @@ class MeteredStore:
         with self.calls.timed("clear"):
             return await self.inner.clear(root_hash)
 
+    async def set_lifetime(self, root_hash: bytes, seconds: float | None) -> None:
+        with self.calls.timed("set_lifetime"):
+            await self.inner.set_lifetime(root_hash, seconds)
+
+    async def lifetimes(self) -> LifetimesInForce:
+        return await self.inner.lifetimes()
+
     async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
         with self.calls.timed("list"):
             return await self.inner.page(tenant, after, limit)
@@ -173,8 +183,8 @@ class MeteredUpload:
     async def reserve(self, blocks: Sequence[tuple[ChainHash, int]]) -> list[memoryview | None]:
         return await self.inner.reserve(blocks)
 
-    def filled(self, count: int) -> None:
-        self.inner.filled(count)
+    def filled(self, count: int, verdicts: Sequence[Verdict | None] = ()) -> None:
+        self.inner.filled(count, verdicts)
 
     async def finish(self) -> list[PutResult]:
         results = await self.inner.finish()
@@ -209,6 +219,30 @@ class MeteredDownload:
             self.calls.sent.inc(sent)
 
 
+class PaceCollector:
+    """What the tenants with a rate have moved and how long they have waited for it. Tenants are
+    configured, so there are not many labels."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["tenant", "call"]
+        moved, waited, refused = (
+            CounterMetricFamily(f"packkv_paced_{name}", text, labels=labels)
+            for name, text in (
+                ("bytes", "Payload bytes that tenants with a rate have moved"),
+                ("seconds", "Time that their calls have waited for their turn"),
+                ("refusals", "Calls of theirs that would have waited for too long"),
+            )
+        )
+        for tenant, call, bucket in self._pace.buckets():
+            moved.add_metric([tenant, call], bucket.moved_bytes)
+            waited.add_metric([tenant, call], bucket.waited_seconds)
+            refused.add_metric([tenant, call], bucket.refused_calls)
+        yield from (moved, waited, refused)
+
+
 class StoreCollector:
     """All metrics of a node for an exposition that runs in another thread."""
 
@@ -238,7 +272,7 @@ def _tally_metrics(tally: Tally) -> Iterator[Metric]:
         yield family
     totals = {
         "packkv_promotions": ("Blocks brought from disk into RAM", tally.promoted),
-        "packkv_expired_blocks": ("Blocks past their time to live", tally.expired),
+        "packkv_expired_blocks": ("Blocks past their lifetime", tally.expired),
         "packkv_recovered_blocks": ("Blocks found on disk at the start", tally.recovered),
         "packkv_pulled_blocks": ("Blocks brought here from other nodes", tally.pulled),
         "packkv_pull_failures": ("Blocks that no node delivered", tally.pull_failures),
@@ -254,11 +288,15 @@ def _state_metrics(stats: StoreStats) -> Iterator[Metric]:
     blocks = GaugeMetricFamily("packkv_tier_blocks", "Blocks in a tier", labels=["tier"])
     used = GaugeMetricFamily("packkv_tier_used_bytes", "Bytes taken in a tier", labels=["tier"])
     room = GaugeMetricFamily("packkv_tier_capacity_bytes", "Bytes a tier has", labels=["tier"])
+    cold = GaugeMetricFamily("packkv_tier_cold_blocks", "Those in cold form", labels=["tier"])
+    taken = GaugeMetricFamily("packkv_tier_cold_bytes", "Bytes those take", labels=["tier"])
     for tier in stats.tiers:
         blocks.add_metric([tier.name.value], tier.blocks)
         used.add_metric([tier.name.value], tier.used_bytes)
         room.add_metric([tier.name.value], tier.capacity_bytes)
-    yield from (blocks, used, room)
+        cold.add_metric([tier.name.value], tier.cold_blocks)
+        taken.add_metric([tier.name.value], tier.cold_bytes)
+    yield from (blocks, used, room, cold, taken)
     yield GaugeMetricFamily("packkv_blocks", "Distinct blocks of this node", stats.blocks)
     yield GaugeMetricFamily("packkv_index_up", "Whether the index answers", int(stats.index_up))
     yield GaugeMetricFamily("packkv_leases", "Leases that are in force", stats.leases)

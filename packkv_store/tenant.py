@@ -7,9 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from packkv_store.block import TAG_BYTES
+from packkv_store.config import parse_size
 from packkv_store.errors import ConfigError, NotPermitted, Unauthenticated
 
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+SETTINGS = ("token_sha256", "admin", "ram", "disk", "put_rate", "get_rate", "burst")
+# Of a rate, in bytes a second, and of a burst, in bytes.
+LEAST_RATE = 64 << 10
+MOST_RATE = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,11 @@ class Tenant:
     # its parts of the RAM tier and of the disk tier, relative to those of the others
     ram: float = 1.0
     disk: float = 1.0
+    # payload bytes a second that it may put and get on this node; 0: without a limit
+    put_rate: int = 0
+    get_rate: int = 0
+    # bytes that it may move at once after a rest, of each; 0: those of one second
+    burst: int = 0
     # the bearer token it came with, for calls to other nodes in its name
     credential: str | None = field(default=None, repr=False, compare=False)
     tag: bytes = field(init=False)
@@ -40,11 +50,10 @@ class Access:
     @classmethod
     def from_tokens(cls, tokens: Mapping[str, object]) -> Self:
         """From the tokens file: tenant name to {token_sha256: hex or list of hex, admin: bool,
-        ram: number, disk: number}."""
+        ram: number, disk: number, put_rate: size, get_rate: size, burst: size}."""
         tenants: dict[str, Tenant] = {}
         for name, entry in tokens.items():
-            ram, disk = (_share(tier, name, entry) for tier in ("ram", "disk"))
-            tenant = Tenant(name, admin=_admin(name, entry), ram=ram, disk=disk)
+            tenant = _tenant(name, entry if isinstance(entry, Mapping) else {})
             for digest in _digests(name, entry):
                 if digest in tenants:
                     raise ConfigError(f"tokens file: {name} shares a token with another tenant")
@@ -83,22 +92,57 @@ class Access:
         return tenant
 
 
-def _admin(name: str, entry: object) -> bool:
-    admin = entry.get("admin", False) if isinstance(entry, Mapping) else False
+def _tenant(name: str, entry: Mapping[str, object]) -> Tenant:
+    for setting in entry:
+        if setting not in SETTINGS:
+            raise ConfigError(
+                f"tokens file: {name} has {setting!r}; a tenant may have: {', '.join(SETTINGS)}"
+            )
+    admin = entry.get("admin", False)
     if not isinstance(admin, bool):
         raise ConfigError(f"tokens file: admin of {name} is {admin!r}; write true or false")
-    return admin
+    tenant = Tenant(
+        name,
+        admin=admin,
+        ram=_share("ram", name, entry),
+        disk=_share("disk", name, entry),
+        put_rate=_rate("put_rate", name, entry),
+        get_rate=_rate("get_rate", name, entry),
+        burst=_rate("burst", name, entry),
+    )
+    if tenant.burst and not tenant.put_rate and not tenant.get_rate:
+        raise ConfigError(
+            f"tokens file: burst of {name} is {tenant.burst} and it has no rate; "
+            "write put_rate or get_rate as well"
+        )
+    return tenant
 
 
-def _share(tier: str, name: str, entry: object) -> float:
-    share = entry.get(tier, 1.0) if isinstance(entry, Mapping) else 1.0
-    is_number = isinstance(share, int | float) and not isinstance(share, bool)
-    if not is_number or not 0 <= share < float("inf"):
+def _share(tier: str, name: str, entry: Mapping[str, object]) -> float:
+    share = entry.get(tier, 1.0)
+    number = share if isinstance(share, int | float) and not isinstance(share, bool) else -1.0
+    if not 0 <= number < float("inf"):
         raise ConfigError(
             f"tokens file: {tier} of {name} is {share!r}; write a number of 0 or more: a tenant "
             f"with 2 has twice the {tier} of one with 1"
         )
-    return float(share)
+    return float(number)
+
+
+def _rate(setting: str, name: str, entry: Mapping[str, object]) -> int:
+    value = entry.get(setting, 0)
+    is_size = isinstance(value, int | str) and not isinstance(value, bool)
+    try:
+        rate = parse_size(value) if is_size else -1
+    except ConfigError:
+        rate = -1
+    if rate != 0 and not LEAST_RATE <= rate <= MOST_RATE:
+        unit = "bytes" if setting == "burst" else "bytes a second"
+        raise ConfigError(
+            f"tokens file: {setting} of {name} is {value!r}; write {unit}, from {LEAST_RATE} to "
+            f"{MOST_RATE}, as a number or as 100MiB; 0 is as if it were not there"
+        )
+    return rate
 
 
 def _digests(name: str, entry: object) -> Iterable[str]:

@@ -1,18 +1,24 @@
-"""A tenant's RAM is its own, and its share of the disk is sure: others do not take from them."""
+"""A tenant's RAM is its own, and its share of the disk is sure: others do not take from them.
+What is set, who may see it, and what is refused; how rates hold is in tests/store/pace."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 
 from packkv_protos.v1 import block_store_pb2 as pb
-from packkv_store.app import App
+from packkv_store.app import App, load_access
 from packkv_store.block import TierName
+from packkv_store.clock import SystemClock
 from packkv_store.config import StoreConfig
 from packkv_store.errors import ConfigError
+from packkv_store.pace import Pace
 from packkv_store.tenant import Access, Tenant
 from tests.store.conftest import MIB, build_prefix, connected, serving, small_config
 
@@ -157,6 +163,87 @@ async def test_a_tenant_without_disk_has_its_blocks_in_ram_alone(tmp_path: Path)
         assert len(app.store.residents.disk) == 0
     async with serving(config) as app, connected(app.address, bearer("red")) as red:
         assert (await red.match(names)).blocks == 0
+
+
+async def test_an_admin_sees_what_all_have_and_others_what_is_theirs(tmp_path: Path) -> None:
+    lines = 'disk = 3\nput_rate = "1GiB"\nget_rate = 4194304\nburst = "2MiB"'
+    config = disk_config_of(tmp_path, red=lines, blue="", ops="ram = 0\nadmin = true")
+    prefix = build_prefix("a", 3, section_bytes=30_000)
+    async with (
+        serving(config) as app,
+        connected(app.address, bearer("red")) as red,
+        connected(app.address, bearer("ops")) as ops,
+    ):
+        await red.put(prefix)
+        [own] = (await red.quotas()).tenants
+        everyones = (await ops.quotas()).tenants
+        [disk] = [tier for tier in (await ops.stats()).tiers if tier.tier == "disk"]
+    assert [one.tenant for one in everyones] == ["red", "blue", "ops"]
+    assert own == everyones[0]
+    size = sum(len(block.data) for block in prefix)
+    ram, on_disk = own.tiers
+    assert (ram.tier, ram.sure_bytes, on_disk.tier) == ("ram", 2 * MIB, "disk")
+    assert size <= ram.used_bytes <= 1.1 * size
+    assert size <= on_disk.used_bytes <= 1.1 * size
+    sure = {one.tenant: one.tiers[1].sure_bytes for one in everyones}
+    assert sum(sure.values()) <= disk.capacity_bytes
+    assert sure["red"] == pytest.approx(3 * sure["blue"], abs=3)
+    assert (own.put.bytes_per_s, own.put.burst_bytes, own.put.moved_bytes) == (
+        1 << 30,
+        2 * MIB,
+        size,
+    )
+    assert (own.get.bytes_per_s, own.get.moved_bytes, own.get.waiting) == (4 * MIB, 0, 0)
+    assert everyones[1].put.bytes_per_s == 0
+
+
+async def test_what_a_tenant_may_have_is_nobody_elses_business(tmp_path: Path) -> None:
+    async with (
+        serving(config_of(tmp_path, red="", blue="")) as app,
+        connected(app.address, bearer("nobody")) as stranger,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stranger.quotas()
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_rates_are_numbers_or_sizes_and_a_burst_is_a_second_of_them() -> None:
+    digest = hashlib.sha256(b"red").hexdigest()
+    lines = {"token_sha256": digest, "put_rate": "1.5MiB", "get_rate": 70_000}
+    [red] = Access.from_tokens({"red": lines}).tenants
+    assert (red.put_rate, red.get_rate, red.burst) == (3 * MIB // 2, 70_000, 0)
+    pace = Pace([red], SystemClock())
+    buckets = [(one.rate, one.burst) for _, _, one in pace.buckets()]
+    assert buckets == [(3 * MIB // 2, 3 * MIB // 2), (70_000, 70_000)]
+
+
+@pytest.mark.parametrize("setting", ["put_rate", "get_rate", "burst"])
+@pytest.mark.parametrize(
+    "value", ['"fast"', "-1", "true", "1.5", "1000", '"2TiB"', "inf", "[]", '"1000"']
+)
+def test_what_is_no_rate_is_refused_with_what_one_is(
+    tmp_path: Path, setting: str, value: str
+) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(f'[tenants.red]\ntoken_sha256 = "{64 * "a"}"\n{setting} = {value}\n')
+    with pytest.raises(ConfigError) as refused:
+        load_access(path)
+    said = tomllib.loads(f"value = {value}")["value"]
+    assert f"{setting} of red is {said!r}; write bytes" in str(refused.value)
+    assert "from 65536 to 1099511627776" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('put_rte = "1GiB"', "red has 'put_rte'; a tenant may have: token_sha256, admin, ram,"),
+        ('burst = "1MiB"', "burst of red is 1048576 and it has no rate"),
+        ("admin = 1", "admin of red is 1; write true or false"),
+    ],
+)
+def test_a_line_that_would_mean_nothing_is_refused(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        App(config_of(tmp_path, red=line))
 
 
 @pytest.mark.parametrize("tier", ["ram", "disk"])

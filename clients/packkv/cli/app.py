@@ -14,7 +14,9 @@ from packkv.cli import (
     calibrate,
     doctor,
     inspect,
+    lifetime,
     match,
+    quota,
     route,
     serve,
     stats,
@@ -93,9 +95,11 @@ worker.register(app)
 route.register(app)
 store.register(app)
 stats.register(app)
+quota.register(app)
 match.register(app)
 watch.register(app)
 inspect.register(app)
+lifetime.register(app)
 verify.register(app)
 doctor.register(app)
 demo.register(app)

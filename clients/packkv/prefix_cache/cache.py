@@ -20,7 +20,9 @@ from packkv.prefix_cache.load import LoadedPrefix, LoadReport
 from packkv.prefix_cache.loader import Loader
 from packkv.prefix_cache.publisher import Publisher
 from packkv_kernels.config import CacheShape, CodecConfig
+from packkv_kernels.entropy import ColdHead, DecodeSections
 from packkv_kernels.errors import PayloadError
+from packkv_kernels.format.header import MAX_COMPUTE_MS
 
 # The API's limit of hashes in one Match: a million tokens.
 _MAX_BLOCKS = 16_384
@@ -39,6 +41,7 @@ class PrefixCache:
         shape: layers, KV heads and head_dim that this worker holds.
         first_head: the first KV head that it holds.
         config: deadlines and bounds.
+        decode: who decodes the sections of cold payloads, see `section_decoder`.
 
     Raises:
         ConfigError: namespace and codec contradict each other.
@@ -53,13 +56,14 @@ class PrefixCache:
         *,
         first_head: int = 0,
         config: PrefixCacheConfig | None = None,
+        decode: DecodeSections = ColdHead.decode,
     ) -> None:
         self.namespace = namespace
         self.config = config or PrefixCacheConfig()
         self._tally = Tally(self.config.log_interval_s)
         self._known = KnownBlocks(self.config.known_blocks)
         identity = Identity(namespace, codec, shape, first_head)
-        forms = Forms(self.config.cold, self._tally)
+        forms = Forms(self.config.cold, self._tally, decode=decode)
         self._loader = Loader(client, identity, self.config, self._tally, self._known, forms)
         self._publisher = Publisher(client, self.config, self._tally, self._known, forms)
 
@@ -140,6 +144,14 @@ class PrefixCache:
         """
         if tokens >= self.namespace.block_size:
             self._loader.prefill.observe(tokens, seconds)
+
+    @property
+    def block_compute_ms(self) -> float:
+        """Milliseconds that a block takes to compute, as payloads say it; 0 until it is known."""
+        tokens_per_s = self._loader.prefill.per_s()
+        if not tokens_per_s:
+            return 0.0
+        return min(1000 * self.namespace.block_size / tokens_per_s, MAX_COMPUTE_MS)
 
     @property
     def counters(self) -> Counters:

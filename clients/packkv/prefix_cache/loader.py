@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from packkv.client import Fetched, Match, Span, Store
-from packkv.errors import StoreError
+from packkv.errors import LimitExceeded, StoreError
 from packkv.prefix_cache.arriving import Abandoned, ArrivingPrefix, Unusable
 from packkv.prefix_cache.config import PrefixCacheConfig
 from packkv.prefix_cache.counters import Tally
@@ -179,7 +179,7 @@ class Loader:
         """Fetches a span, for this load and those that wait for it."""
         before = len(load.payloads)
         received = load.fetched_bytes
-        started = time.monotonic()
+        started, given_s = time.monotonic(), load.left_s()
         try:
             try:
                 fetched = self._client.get(
@@ -187,8 +187,11 @@ class Loader:
                     lease_id=span.lease_id,
                     max_bytes=sum(span.lengths),
                     on_bytes=load.count_bytes,
-                    deadline_s=load.left_s(),
+                    deadline_s=given_s,
                 )
+            except LimitExceeded:
+                self._measured_refusal(load, given_s)
+                raise
             finally:
                 seconds, come = time.monotonic() - started, load.fetched_bytes - received
                 self._forms.fetched(self._client.path, span.tiers, come, self._streaming(seconds))
@@ -237,7 +240,8 @@ class Loader:
                 self._identity.expect(load.root_hash, chain_hash, place + number)
                 for number, chain_hash in enumerate(span.chain_hashes)
             ]
-            arriving = ArrivingPrefix(expectations, self._identity.payload_limit, load.ends_at)
+            limit, decode = self._identity.payload_limit, self._forms.coder.decode_sections
+            arriving = ArrivingPrefix(expectations, limit, load.ends_at, decode)
             threading.Thread(
                 target=self._receive,
                 args=(load, span, arriving, groups),
@@ -258,7 +262,7 @@ class Loader:
         """Fetches a span layer by layer, on a thread of its own."""
         received = Count()
         payloads: list[Payload] = []
-        started = time.monotonic()
+        started, given_s = time.monotonic(), load.left_s()
         try:
             self._client.get(
                 span.chain_hashes,
@@ -267,7 +271,7 @@ class Loader:
                 on_bytes=received.add,
                 on_layers=arriving.receive,
                 groups=groups,
-                deadline_s=load.left_s(),
+                deadline_s=given_s,
             )
             payloads = arriving.payloads()
         except Abandoned:
@@ -281,6 +285,8 @@ class Loader:
             arriving.fail(block.reason)
         # the boundary to a thread that nobody waits for
         except Exception as error:
+            if isinstance(error, LimitExceeded):
+                self._measured_refusal(load, given_s)
             arriving.fail(self._tally.trouble("load", error))
         finally:
             seconds = time.monotonic() - started
@@ -355,6 +361,11 @@ class Loader:
         learn = self.fetching.replace if load.probing else self.fetching.observe
         learn(received, self._streaming(seconds))
         self._measured_at = time.monotonic()
+
+    def _measured_refusal(self, load: Load, given_s: float) -> None:
+        """The store holds this tenant to a rate by which a fetch would not end in time: that is
+        known at once, and counts as if all of the time had passed and next to nothing come."""
+        self._measured(load, 1, given_s)
 
     def _streaming(self, seconds: float) -> float:
         """Of the seconds of a fetch, those since its first byte."""

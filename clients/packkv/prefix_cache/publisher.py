@@ -7,8 +7,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from packkv.client import PutStatus, Store
+from packkv.client import Put, PutStatus, Store
 from packkv.client.paths import Buffer
+from packkv.errors import DeadlineExceeded, LimitExceeded
+from packkv.prefix_cache.batch_size import BatchSize
 from packkv.prefix_cache.config import PrefixCacheConfig
 from packkv.prefix_cache.counters import Tally
 from packkv.prefix_cache.forms import Forms
@@ -37,6 +39,7 @@ class Publisher:
         self._tally = tally
         self._known = known
         self._forms = forms
+        self._batch_size = BatchSize(config.publish_batch_bytes, config.publish_deadline_s)
         # guards everything below; notified whenever the queue or the state changes
         self._changed = threading.Condition()
         self._queue: deque[Block] = deque()
@@ -120,7 +123,7 @@ class Publisher:
             size = 0
             while self._queue:
                 size += memoryview(self._queue[0][1]).nbytes
-                if batch and size > self._config.publish_batch_bytes:
+                if batch and size > self._batch_size.bytes:
                     break
                 batch.append(self._queue.popleft())
             return batch
@@ -135,7 +138,7 @@ class Publisher:
             (chain_hash, self._forms.published(payload, hurried=self._is_hurried()))
             for chain_hash, payload in batch
         ]
-        results = self._client.put(sent, deadline_s=self._config.publish_deadline_s)
+        results = self._put(sent)
         for (chain_hash, payload), (_, form), result in zip(batch, sent, results, strict=True):
             if result.status is PutStatus.STORED:
                 size, is_cold = memoryview(form).nbytes, int(form is not payload)
@@ -146,3 +149,14 @@ class Publisher:
                 self._known.forget([chain_hash])
                 self._tally.dropped("rejected", 1)
                 self._tally.warn("rejected", f"publish: the store rejects a block: {result.reason}")
+
+    def _put(self, batch: Sequence[Block]) -> list[Put]:
+        size = sum(memoryview(payload).nbytes for _, payload in batch)
+        began_at = time.monotonic()
+        try:
+            results = self._client.put(batch, deadline_s=self._config.publish_deadline_s)
+        except (DeadlineExceeded, LimitExceeded):
+            self._batch_size.was_late(size)
+            raise
+        self._batch_size.took(size, time.monotonic() - began_at)
+        return results

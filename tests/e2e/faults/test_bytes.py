@@ -54,7 +54,7 @@ def test_rot_in_the_memory_is_never_handed_to_a_worker_and_the_store_finds_it(
     client = connect(store.target)
     with worker.prefixes(client, PATIENT) as prefixes:
         prefixes.publish(TOKENS, worker.blocks(TOKENS))
-        assert prefixes.flush(30)
+        assert prefixes.flush(60)
         assert prefixes.load([*TOKENS, 1]).num_tokens == len(TOKENS)
         # nobody is to find it before the worker does
         assert flip_in_memory(store, truth[ROTTEN]) == 1
@@ -67,10 +67,10 @@ def test_rot_in_the_memory_is_never_handed_to_a_worker_and_the_store_finds_it(
         assert client.match(worker.hashes(TOKENS)).blocks == ROTTEN
         # put again it is whole
         prefixes.publish(TOKENS, worker.blocks(TOKENS))
-        assert prefixes.flush(30)
+        assert prefixes.flush(60)
     with worker.prefixes(client, PATIENT) as again:
         again.publish(TOKENS, worker.blocks(TOKENS))
-        assert again.flush(30)
+        assert again.flush(60)
         prefix = again.load([*TOKENS, 1])
         assert [payload.data for payload in prefix.payloads] == truth
 
@@ -82,7 +82,7 @@ def test_rot_on_the_disk_is_never_handed_to_a_worker_and_is_counted_once(
     truth = [payload for _, payload in worker.blocks(TOKENS)]
     with Client(store.target) as publisher, worker.prefixes(publisher) as prefixes:
         prefixes.publish(TOKENS, worker.blocks(TOKENS))
-        assert prefixes.flush(30)
+        assert prefixes.flush(60)
     store.kill()
     flip_on_disk(store, truth[ROTTEN])
     store.start()

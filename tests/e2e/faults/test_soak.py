@@ -40,6 +40,10 @@ class Traffic:
     def __init__(self, store: StoreProcess, path: str, seed: str) -> None:
         self.stored: list[str] = []
         self.wrong: list[str] = []
+        # what it gets layer by layer
+        self.begun: list[str] = []
+        self.came: list[str] = []
+        self._begins = threading.Event()
         self.process = subprocess.Popen(
             [sys.executable, str(traffic.__file__), store.target, path, seed],
             stdin=subprocess.PIPE,
@@ -56,6 +60,15 @@ class Traffic:
         print(generation, file=self.process.stdin, flush=True)
         until(lambda: self.stored_of(generation) != [], "the client has stored nothing")
 
+    def wait(self, rng: random.Random) -> None:
+        """Returns at a random moment, half of the times while layers are on their way."""
+        if rng.random() < 0.5:
+            self._begins.clear()
+            assert self._begins.wait(PATIENCE_S), "the client gets nothing layer by layer"
+            threading.Event().wait(rng.random() / 500)
+        else:
+            threading.Event().wait(rng.random() / 2)
+
     def stored_of(self, generation: str) -> list[str]:
         return [name for name in self.stored if name.startswith(f"{generation} ")]
 
@@ -71,7 +84,15 @@ class Traffic:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             kind, _, name = line.strip().partition(" ")
-            (self.stored if kind == "stored" else self.wrong).append(name)
+            heard = {
+                "stored": self.stored,
+                "wrong": self.wrong,
+                "begun": self.begun,
+                "came": self.came,
+            }
+            heard[kind].append(name)
+            if kind == "begun":
+                self._begins.set()
 
 
 @contextmanager
@@ -135,7 +156,7 @@ def test_a_store_killed_at_any_point_has_all_that_was_answered_as_stored(
         for number in range(soak_rounds):
             generation = f"round-{number}"
             client.begin(generation)
-            threading.Event().wait(rng.random() / 2)
+            client.wait(rng)
             store.kill()
             store.start(store.target)
             check_all_is_there(store, client.stored_of(generation))
@@ -152,7 +173,7 @@ def test_a_client_killed_at_any_point_leaves_nothing_behind_and_loses_nothing(
     for number in range(soak_rounds):
         with running(store, path, f"client-{number}") as client:
             client.begin("it")
-            threading.Event().wait(rng.random() / 2)
+            client.wait(rng)
             client.kill()
             check_all_is_there(store, client.stored_of("it"))
             assert client.wrong == []
@@ -167,7 +188,7 @@ def test_a_client_that_freezes_at_any_point_holds_nothing_for_long(
     with running(store, path, path) as client:
         for number in range(soak_rounds):
             client.begin(f"round-{number}")
-            threading.Event().wait(rng.random() / 2)
+            client.wait(rng)
             client.process.send_signal(signal.SIGSTOP)
             # its leases end, its calls do, and what it was about to read may be overwritten
             check_nothing_is_held(store)

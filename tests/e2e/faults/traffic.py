@@ -1,7 +1,8 @@
 """A client that puts and gets without end, until it is killed: TARGET PATH SEED.
 
-It says `stored NAME` for every prefix whose Put was answered so, `wrong NAME` if it is ever given
-other bytes, and begins a new generation of names when it reads one.
+It says `stored NAME` for every prefix whose Put was answered so, `begun NAME` and `came NAME`
+around what it gets layer by layer, `wrong NAME` if it is ever given other bytes, and begins a new
+generation of names when it reads one.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import random
 import select
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from packkv.client import Client, ClientConfig, PutStatus
+from packkv.client import Arrived, Client, ClientConfig, Fetched, PutStatus
 from packkv.errors import PackKVError
 from tests.store.conftest import Payload, build_prefix
 
 SECTIONS = (200, 3_000, 30_000)
+# of each payload; so many groups at most
+LAYERS = 4
 
 
 def prefix_of(name: str) -> list[Payload]:
@@ -33,19 +37,46 @@ def put(client: Client, name: str) -> bool:
     return {result.status for result in results} <= {PutStatus.STORED, PutStatus.ALREADY_PRESENT}
 
 
-def is_right(client: Client, name: str, *, in_place: bool) -> bool:
+def is_right(client: Client, name: str) -> bool:
     """Whether what the store gives, which may be nothing, is what was put."""
     prefix = prefix_of(name)
-    hashes = [block.chain_hash for block in prefix]
-    if not in_place:
-        blocks = client.get(hashes)
-        got = [block.data if block.data is None else bytes(block.data) for block in blocks]
-    else:
-        with client.views(hashes) as views:
-            got = [None if one.data is None else bytes(one.data) for one in views.blocks]
-        if not views.are_held:
-            return True
-    return all(one in (None, block.data) for one, block in zip(got, prefix, strict=True))
+    return are_right(prefix, client.get([block.chain_hash for block in prefix]))
+
+
+def is_right_in_place(client: Client, name: str) -> bool:
+    """As `is_right`, of the store's own memory where it can be seen."""
+    prefix = prefix_of(name)
+    with client.views([block.chain_hash for block in prefix]) as views:
+        right = are_right(prefix, views.blocks)
+    return right or not views.are_held
+
+
+def is_right_by_layers(client: Client, name: str) -> bool:
+    """As `is_right`, and at every moment of what is said to have come until then."""
+    prefix = prefix_of(name)
+    looks: list[bool] = []
+
+    def look(arrived: Arrived) -> None:
+        looks.append(are_right(prefix, arrived.blocks, arrived.ends))
+
+    print("begun", name, flush=True)
+    blocks = client.get([block.chain_hash for block in prefix], on_layers=look, groups=LAYERS)
+    print("came", name, flush=True)
+    return all(looks) and are_right(prefix, blocks)
+
+
+def are_right(
+    prefix: list[Payload], blocks: Sequence[Fetched], ends: Sequence[int] | None = None
+) -> bool:
+    """Whether each block, up to its end, is missing or as it was put."""
+    tops = ends or [len(block.data) for block in prefix]
+    return all(
+        one.data is None or bytes(one.data[:end]) == block.data[:end]
+        for one, block, end in zip(blocks, prefix, tops, strict=True)
+    )
+
+
+LOOKS = (is_right, is_right_in_place, is_right_by_layers)
 
 
 def run(target: str, path: str, seed: str) -> None:
@@ -62,7 +93,7 @@ def run(target: str, path: str, seed: str) -> None:
                     print("stored", name, flush=True)
                     stored.append(name)
                 known = rng.choice(stored[-50:])
-                if not is_right(client, known, in_place=rng.random() < 0.5):
+                if not rng.choice(LOOKS)(client, known):
                     print("wrong", known, flush=True)
             except PackKVError:
                 time.sleep(0.02)
