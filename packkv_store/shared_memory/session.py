@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 
@@ -26,6 +27,7 @@ from packkv_store.shared_memory.staging import Staging
 from packkv_store.shared_memory.wire import Frame, Wire
 from packkv_store.store import Store, Uploading
 from packkv_store.store.answers import Located, MissReason, Place, PutStatus
+from packkv_store.store.verdict import Verdict, judge_all
 from packkv_store.tenant import Access, Tenant
 
 log = logging.getLogger(__name__)
@@ -191,21 +193,20 @@ class Session:
             self._staging.check(block)
         while blocks:
             places = await upload.reserve([(ChainHash(b.chain_hash), b.length) for b in blocks])
-            wanted = [
-                (place, block.offset)
-                for place, block in zip(places, blocks, strict=False)
-                if place is not None
-            ]
-            if wanted:
-                await self._copy(self._staging, wanted)
-            upload.filled(len(places))
+            if any(place is not None for place in places):
+                verdicts = await self._copy(self._staging, places, blocks[: len(places)])
+                upload.filled(len(places), verdicts)
+            else:
+                upload.filled(len(places))
             blocks = blocks[len(places) :]
 
-    async def _copy(self, staging: Staging, wanted: list[tuple[memoryview, int]]) -> None:
+    async def _copy(
+        self, staging: Staging, places: Sequence[memoryview | None], blocks: Sequence[Staged]
+    ) -> list[Verdict | None]:
         loop = asyncio.get_running_loop()
-        copying = loop.run_in_executor(self._threads, staging.copy, wanted)
+        copying = loop.run_in_executor(self._threads, _copied, staging, places, blocks)
         try:
-            await asyncio.shield(copying)
+            return await asyncio.shield(copying)
         except asyncio.CancelledError:
             # the places are given back when this is left: no thread may be writing there then
             while not copying.done():
@@ -217,6 +218,18 @@ class Session:
         log.info("a client of the shared memory is refused: %s", sentence)
         with suppress(OSError, TimeoutError):
             await self._wire.write(frames.pack_error(status, sentence))
+
+
+def _copied(
+    staging: Staging, places: Sequence[memoryview | None], blocks: Sequence[Staged]
+) -> list[Verdict | None]:
+    """What has come into each of the places, judged while it is in the cache."""
+    verdicts: list[Verdict | None] = []
+    for place, block in zip(places, blocks, strict=True):
+        if place is not None:
+            staging.copy(place, block.offset)
+        verdicts += judge_all([(place, ChainHash(block.chain_hash))])
+    return verdicts
 
 
 def _expect(frame: Frame, *kinds: Kind) -> None:

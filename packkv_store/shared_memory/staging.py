@@ -36,18 +36,17 @@ class Staging:
         if end > self._size:
             raise LimitExceeded("end of a block in the staged memory", end, self._size)
 
-    def copy(self, wanted: list[tuple[memoryview, int]]) -> None:
-        """Fills each of the places from an offset of the file. Blocks for as long as copying takes;
-        raises RequestError when the file cannot be read."""
-        for place, offset in wanted:
-            while place:
-                try:
-                    got = os.preadv(self._fd, [place], offset)
-                except OSError as error:
-                    raise RequestError("staged memory", error.strerror, "a readable file") from None
-                if got == 0:
-                    raise RequestError("staged memory", f"at its end at {offset}", "all its bytes")
-                place, offset = place[got:], offset + got
+    def copy(self, place: memoryview, offset: int) -> None:
+        """Fills the place from an offset of the file. Blocks for as long as copying takes; raises
+        RequestError when the file cannot be read."""
+        while place:
+            try:
+                got = os.preadv(self._fd, [place], offset)
+            except OSError as error:
+                raise RequestError("staged memory", error.strerror, "a readable file") from None
+            if got == 0:
+                raise RequestError("staged memory", f"at its end at {offset}", "all its bytes")
+            place, offset = place[got:], offset + got
 
     def close(self) -> None:
         os.close(self._fd)

@@ -8,6 +8,7 @@ from packkv_store.block import ChainHash, Span
 from packkv_store.store.answers import (
     BlockAnswer,
     Changes,
+    LifetimesInForce,
     Listed,
     Located,
     Match,
@@ -15,6 +16,7 @@ from packkv_store.store.answers import (
     StoreStats,
 )
 from packkv_store.store.layout import Layout
+from packkv_store.store.verdict import Verdict
 from packkv_store.tenant import Tenant
 from packkv_store.tiers.ram import RamTier
 
@@ -36,8 +38,12 @@ class Uploading(Protocol):
         a stream may have at one time: ask for the rest when these are filled. Raises RequestError.
         """
 
-    def filled(self, count: int) -> None:
-        """The first `count` reserved places that have not been filled yet hold their bytes now."""
+    def filled(self, count: int, verdicts: Sequence[Verdict | None] = ()) -> None:
+        """The first `count` reserved places that have not been filled yet hold their bytes now.
+
+        `verdicts` has one for each of them from whoever judged the bytes where they are, with
+        nobody left who could write there; without, they are read once more.
+        """
 
     async def finish(self) -> list[PutResult]:
         """One result for each start, when all that is stored is as safe as it gets."""
@@ -105,6 +111,16 @@ class Store(Giving, Protocol):
 
     async def clear(self, root_hash: bytes | None) -> tuple[int, int]:
         """Removes one namespace's blocks, or all; answers blocks and payload bytes."""
+
+    async def set_lifetime(self, root_hash: bytes, seconds: float | None) -> None:
+        """How long the blocks of a namespace stay on this node, those that are there as well,
+        counted from their Put; infinity: for ever, None: as long as all others.
+
+        Raises LimitExceeded, TierFailure.
+        """
+
+    async def lifetimes(self) -> LifetimesInForce:
+        """Of every namespace that has one of its own, and of the others."""
 
     async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
         """At most `limit` of the tenant's blocks on this node, ascending by chain hash, those

@@ -8,9 +8,7 @@ from packkv_store.block import (
     HEADER,
     BlockKey,
     ChainHash,
-    PayloadHead,
     block_key,
-    verify_payload,
 )
 from packkv_store.errors import (
     LimitExceeded,
@@ -23,6 +21,8 @@ from packkv_store.errors import (
 from packkv_store.store.answers import PutResult, PutStatus
 from packkv_store.store.residents import Residents
 from packkv_store.store.threads import Run
+from packkv_store.store.verdict import Verdict, judge, judge_all
+from packkv_store.store.worth import Moment
 from packkv_store.tenant import Tenant
 from packkv_store.tiers.extents import Extent
 from packkv_store.tiers.ram import RamTier
@@ -33,6 +33,9 @@ COMPLETE_BYTES = 16 << 20
 # takes a tenth of a millisecond: so many bytes of them, or what has come within so many seconds.
 BATCH_BYTES = 4 << 20
 BATCH_SECONDS = 0.005
+# A block of `start` and `data` is judged where it was copied, on the event loop, unless it is so
+# large that others would wait for half a millisecond.
+LARGE_BYTES = 8 << 20
 # Blocks of one stream that are written to disk at one time.
 MAX_WRITES = 4
 # After so many blocks, a millisecond, other calls have a turn.
@@ -53,6 +56,7 @@ class Arriving:
     extent: Extent | None = None
     answer: PutResult | None = None
     filled: int = 0
+    verdict: Verdict | None = None
 
 
 @dataclass(slots=True)
@@ -67,7 +71,7 @@ class Upload:
     ram: RamTier
     run: Run
     tenant: Tenant
-    used_at: float
+    begun: Moment
     max_block_bytes: int
     max_blocks: int
     sync: bool
@@ -140,9 +144,12 @@ class Upload:
             room -= length if arriving.extent is not None else 0
         return [self._view(arriving) for arriving in self._placed]
 
-    def filled(self, count: int) -> None:
-        """The first `count` places that have not been filled yet hold their bytes now."""
+    def filled(self, count: int, verdicts: Sequence[Verdict | None] = ()) -> None:
+        """The first `count` places that have not been filled yet hold their bytes now; `verdicts`
+        on them, if somebody has judged them already."""
         done, self._placed = self._placed[:count], self._placed[count:]
+        for arrived, verdict in zip(done, verdicts, strict=False):
+            arrived.verdict = verdict
         self._commit(done)
 
     async def finish(self) -> list[PutResult]:
@@ -192,6 +199,9 @@ class Upload:
             arriving.extent = await shelf.reserve(arriving.key, arriving.length)
 
     async def _complete_one(self, arriving: Arriving) -> None:
+        view = self._view(arriving)
+        if view is not None and arriving.length < LARGE_BYTES:
+            arriving.verdict = judge(view, arriving.chain_hash)
         self._arriving = None
         self._commit([arriving])
         while self._complete_bytes >= COMPLETE_BYTES:
@@ -227,27 +237,30 @@ class Upload:
         while self._complete:
             done, self._complete, self._complete_bytes = self._complete, [], 0
             self._taken.set()
-            checks = [(v, one.chain_hash) for one in done if (v := self._view(one)) is not None]
-            heads = iter(await self.run(_verified, checks) if checks else ())
-            ready = [(one, None if one.extent is None else next(heads)) for one in done]
-            await self._admit_all(ready)
+            await self._judge_rest(done)
+            await self._admit_all(done)
             if self._timer is not None:
                 # the stream goes on, and too little has come to be worth a step of its own
                 return
 
-    async def _admit_all(
-        self, ready: Sequence[tuple[Arriving, PayloadHead | PayloadError | None]]
-    ) -> None:
+    async def _judge_rest(self, done: Sequence[Arriving]) -> None:
+        left = [one for one in done if one.verdict is None and one.extent is not None]
+        if left:
+            payloads = [(self._view(one), one.chain_hash) for one in left]
+            for one, verdict in zip(left, await self.run(judge_all, payloads), strict=True):
+                one.verdict = verdict
+
+    async def _admit_all(self, ready: Sequence[Arriving]) -> None:
         # without a disk there is nothing to wait for
         at_once = 1 if self.residents.disk is None else MAX_WRITES
         for first in range(0, len(ready), at_once):
-            some = [self._admit(*one) for one in ready[first : first + at_once]]
+            some = [self._admit(one) for one in ready[first : first + at_once]]
             self._results += [await some[0]] if len(some) == 1 else await asyncio.gather(*some)
             if first % TURN_BLOCKS == 0:
                 await asyncio.sleep(0)
 
-    async def _admit(self, arrived: Arriving, head: PayloadHead | PayloadError | None) -> PutResult:
-        extent = arrived.extent
+    async def _admit(self, arrived: Arriving) -> PutResult:
+        extent, head = arrived.extent, arrived.verdict
         if extent is None or head is None:
             assert arrived.answer is not None
             return arrived.answer
@@ -256,7 +269,7 @@ class Upload:
             return _answer(arrived, PutStatus.REJECTED, str(head))
         try:
             status = await self.residents.admit(
-                arrived.key, head, extent, self.used_at, arrived.before
+                arrived.key, head, extent, self.begun, arrived.before
             )
         except (NoRoom, TierFailure, Quarantined) as error:
             return _answer(arrived, PutStatus.REJECTED, str(error))
@@ -275,18 +288,6 @@ class Upload:
             got = f"{len(self._placed)} blocks without their bytes"
         if got:
             raise RequestError("stream", got, "every block whole before the next start or the end")
-
-
-def _verified(
-    payloads: Sequence[tuple[memoryview, ChainHash]],
-) -> list[PayloadHead | PayloadError]:
-    heads: list[PayloadHead | PayloadError] = []
-    for payload, chain_hash in payloads:
-        try:
-            heads.append(verify_payload(payload, chain_hash))
-        except PayloadError as error:
-            heads.append(error)
-    return heads
 
 
 def _answer(arriving: Arriving, status: PutStatus, reason: str = "") -> PutResult:

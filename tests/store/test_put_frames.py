@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from packkv_protos.v1 import block_store_pb2 as pb
-from tests.store.conftest import MIB, Client, Payload, build_prefix
+from packkv_store.store.upload import LARGE_BYTES
+from tests.store.conftest import MIB, Client, Payload, build_payload, build_prefix
 
 
 @pytest.mark.parametrize("size", [100, 5000, MIB])
@@ -19,6 +20,21 @@ async def test_a_frame_may_hold_the_ends_and_starts_of_many_blocks(
     assert {result.status for result in reply.results} == {pb.PUT_STATUS_STORED}
     got = await client.get(names)
     assert [bytes(got.payloads[i]) for i in range(9)] == [payload.data for payload in prefix]
+
+
+async def test_a_large_block_is_judged_as_a_small_one_is(client: Client) -> None:
+    good = build_payload(b"g" * 32, b"r" * 32, layers=1, heads=2, section_bytes=7 * MIB)
+    assert len(good.data) >= LARGE_BYTES
+    last = good.data[-1] ^ 1
+    bad = Payload(good.chain_hash, good.root_hash, good.data[:-1] + bytes([last]), 1, 2)
+    (result,) = await client.put([bad])
+    assert result.status == pb.PUT_STATUS_REJECTED
+    assert "digest of the section of layer 0, head 1" in result.reason
+    assert (await client.match([good.chain_hash])).blocks == 0
+    # there is room for one of them
+    (result,) = await client.put([good])
+    assert result.status == pb.PUT_STATUS_STORED
+    assert bytes((await client.get([good.chain_hash])).payloads[0]) == good.data
 
 
 def shared_frames(payloads: list[Payload], size: int) -> Iterator[pb.PutFrame]:

@@ -16,6 +16,7 @@ from packkv.client.messages import (
     Cleared,
     Drained,
     Fetched,
+    Lifetimes,
     Listed,
     Match,
     Miss,
@@ -27,6 +28,7 @@ from packkv.client.messages import (
     TierStats,
 )
 from packkv.client.paths import Arrived
+from packkv.client.quotas import RateQuota, TenantQuota, TierQuota
 from packkv.client.watch import Watch
 
 __all__ = [
@@ -39,15 +41,19 @@ __all__ = [
     "Drained",
     "Fetched",
     "Fleet",
+    "Lifetimes",
     "Listed",
     "Match",
     "Miss",
     "Put",
     "PutStatus",
+    "RateQuota",
     "Span",
     "Stats",
     "Store",
+    "TenantQuota",
     "Tier",
+    "TierQuota",
     "TierStats",
     "Watch",
     "open_store",

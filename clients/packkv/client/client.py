@@ -17,11 +17,13 @@ from packkv.client.messages import (
     Cleared,
     Drained,
     Fetched,
+    Lifetimes,
     Listed,
     Match,
     Put,
     Span,
     Stats,
+    lifetimes_of,
     match_of,
     page_of,
     range_of,
@@ -32,6 +34,7 @@ from packkv.client.paths.buffers import Buffers
 from packkv.client.paths.choice import PathChoice
 from packkv.client.paths.grpc_stream import GrpcStream
 from packkv.client.paths.request import check_layered
+from packkv.client.quotas import TenantQuota, quotas_of
 from packkv.client.watch import Watch
 from packkv.errors import StoreUnavailable, Unsupported, store_error
 from packkv_protos.v1 import admin_pb2, admin_pb2_grpc, block_store_pb2_grpc
@@ -276,6 +279,25 @@ class Client:
         request = admin_pb2.ClearRequest(root_hash=root_hash)
         reply = self._ask("Clear", self._admin.Clear, request, deadline_s)
         return Cleared(reply.blocks, reply.bytes)
+
+    def set_lifetime(
+        self, root_hash: bytes, seconds: float, *, deadline_s: float | None = None
+    ) -> None:
+        """Have the blocks of a namespace expire so long after their Put on this store, those that
+        are there as well; infinity: never, 0: as those of namespaces of which nothing is set."""
+        request = admin_pb2.SetLifetimeRequest(root_hash=root_hash, seconds=seconds)
+        self._ask("SetLifetime", self._admin.SetLifetime, request, deadline_s)
+
+    def lifetimes(self, *, deadline_s: float | None = None) -> Lifetimes:
+        """After how long blocks expire on this store."""
+        request = admin_pb2.LifetimesRequest()
+        return lifetimes_of(self._ask("Lifetimes", self._admin.Lifetimes, request, deadline_s))
+
+    def quotas(self, *, deadline_s: float | None = None) -> list[TenantQuota]:
+        """What this client's tenant may have of the store, and has; of all tenants, if it is an
+        admin."""
+        request = admin_pb2.QuotasRequest()
+        return quotas_of(self._ask("Quotas", self._admin.Quotas, request, deadline_s))
 
     def drain(self, timeout_s: float, *, deadline_s: float | None = None) -> Drained:
         """Take the node out of service; returns when it has handed over what only it has, after

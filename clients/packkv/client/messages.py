@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import repeat
 from typing import Final
 
 from packkv.errors import ProtocolViolation
@@ -101,12 +102,14 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class TierStats:
-    """How full one tier is."""
+    """How full one tier is, and how much of that is blocks in cold form."""
 
     tier: str
     blocks: int
     used_bytes: int
     capacity_bytes: int
+    cold_blocks: int = 0
+    cold_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,15 @@ class Cleared:
 
 
 @dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """Seconds after which the blocks of a namespace expire, by root hash, and those of all others.
+    Infinity: never."""
+
+    own: Mapping[bytes, float]
+    others: float
+
+
+@dataclass(frozen=True, slots=True)
 class Drained:
     """What a node has handed over to others, and the blocks that it alone still has."""
 
@@ -190,7 +202,8 @@ def match_of(reply: pb.MatchReply, asked: int) -> Match:
     return Match(
         blocks=reply.blocks,
         lengths=lengths,
-        tiers=tuple([_TIERS.get(tier, Tier.UNKNOWN) for tier in reply.tiers]),
+        # thousands of them: the loop is C's
+        tiers=tuple(map(_TIERS.get, reply.tiers, repeat(Tier.UNKNOWN))),
         miss=miss_of(reply.miss),
         lease_id=reply.lease_id,
         lease_ms=reply.lease_ms,
@@ -251,6 +264,17 @@ def page_of(reply: admin_pb2.ListReply, after: bytes) -> list[Listed]:
     ]
 
 
+def lifetimes_of(reply: admin_pb2.LifetimesReply) -> Lifetimes:
+    """The answer of Admin.Lifetimes, or ProtocolViolation."""
+    own = {lifetime.root_hash: lifetime.seconds for lifetime in reply.lifetimes}
+    if not {len(root_hash) for root_hash in own} <= {HASH_BYTES}:
+        raise ProtocolViolation("Lifetimes: a root hash does not have 32 bytes")
+    for seconds in (reply.default_seconds, *own.values()):
+        if not seconds > 0:
+            raise ProtocolViolation(f"Lifetimes: blocks that expire after {seconds} s")
+    return Lifetimes(own, reply.default_seconds)
+
+
 def changes_of(frame: pb.WatchFrame, sequence: int) -> Changes:
     """The frame of Watch that comes `sequence`-th, or ProtocolViolation."""
     if frame.sequence != sequence:
@@ -272,7 +296,14 @@ def stats_of(reply: admin_pb2.StatsReply) -> Stats:
         blocks=reply.blocks,
         leases=reply.leases,
         tiers=tuple(
-            TierStats(tier.tier, tier.blocks, tier.used_bytes, tier.capacity_bytes)
+            TierStats(
+                tier.tier,
+                tier.blocks,
+                tier.used_bytes,
+                tier.capacity_bytes,
+                tier.cold_blocks,
+                tier.cold_bytes,
+            )
             for tier in reply.tiers
         ),
         counters=dict(reply.counters),

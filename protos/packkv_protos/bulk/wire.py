@@ -1,8 +1,11 @@
 """A TCP connection that carries whole frames and long runs of bytes, each within a deadline.
 
-The socket blocks and every wait is one system call however much it moves: a thread that waits for a
-whole prefix gives up Python's interpreter lock once, not once a block. What bounds a wait is
-SO_RCVTIMEO and SO_SNDTIMEO; Python's own timeouts would make the socket non-blocking.
+The socket blocks and a wait is one system call however much it moves, or two: a thread that waits
+for a whole prefix gives up Python's interpreter lock that often, not once a block. What bounds it
+is SO_RCVTIMEO and SO_SNDTIMEO; Python's own timeouts would make the socket non-blocking.
+
+Within such a call the system wakes the thread for every segment unless it is told not to: most of
+what is received is waited for by SO_RCVLOWAT, a megabyte at a time.
 """
 
 import select
@@ -18,6 +21,8 @@ from packkv_protos.bulk.frames import PREFIX, Frame, read_prefix
 # The most buffers that one system call takes (IOV_MAX of Linux and macOS).
 MAX_PARTS = 1024
 READ_AHEAD_BYTES = 64 << 10
+# While more than twice as much is due, a thread is woken for so many bytes.
+WAKE_BYTES = 1 << 20
 # A peer that vanished without a word is given up after so long.
 SILENT_SECONDS = 20
 _TIMEVAL = struct.Struct("@ll")
@@ -38,6 +43,7 @@ class Wire:
         self._sock = sock
         self._ahead = memoryview(bytearray(READ_AHEAD_BYTES))
         self._first = self._last = 0
+        self._wakes_for = 1
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _notice_vanished_peers(sock)
         sock.setblocking(True)
@@ -61,13 +67,7 @@ class Wire:
         rest = [memoryview(part) for part in parts if len(part)]
         rest.reverse()
         while rest:
-            sent = self._send_some(rest[: -MAX_PARTS - 1 : -1], ends_at)
-            while sent:
-                part = rest.pop()
-                if sent < len(part):
-                    rest.append(part[sent:])
-                    break
-                sent -= len(part)
+            _drop(rest, self._send_some(rest[: -MAX_PARTS - 1 : -1], ends_at))
 
     def receive(
         self, parts: Iterable[memoryview], ends_at: float, count: Count | None = None
@@ -75,20 +75,15 @@ class Wire:
         """Fills the parts, in order. Fewer bytes are an error."""
         rest = [part for part in parts if len(part)]
         rest.reverse()
-        total = 0
+        total = left = sum(map(len, rest))
         try:
             while rest:
-                received = self._receive_some(rest[: -MAX_PARTS - 1 : -1], ends_at)
-                total += received
-                while received:
-                    part = rest.pop()
-                    if received < len(part):
-                        rest.append(part[received:])
-                        break
-                    received -= len(part)
+                received = self._receive_some(rest, left, ends_at)
+                left -= received
+                _drop(rest, received)
         finally:
             if count is not None:
-                count(total)
+                count(total - left)
 
     def receive_frame(self, ends_at: float) -> Frame:
         """The next frame. Raises FrameError as well, before reading a body that is too long."""
@@ -139,16 +134,21 @@ class Wire:
         except BlockingIOError as error:
             raise TimeoutError("the other end does not read") from error
 
-    def _receive_some(self, parts: list[memoryview], ends_at: float) -> int:
+    def _receive_some(self, rest: list[memoryview], left: int, ends_at: float) -> int:
+        """Fills some of the parts, which are in reverse order and `left` bytes together."""
         if self._first < self._last:
-            ready = self._ahead[self._first : self._last][: len(parts[0])]
-            parts[0][: len(ready)] = ready
+            ready = self._ahead[self._first : self._last][: len(rest[-1])]
+            rest[-1][: len(ready)] = ready
             self._first += len(ready)
             return len(ready)
         if isinstance(self._sock, ssl.SSLSocket):
-            return self._receive_now(parts[0], ends_at)
+            return self._receive_now(rest[-1], ends_at)
         self._limit(socket.SO_RCVTIMEO, ends_at)
+        # so many bytes are still to come when this call ends, so that it cannot wait in vain
+        behind = WAKE_BYTES if left > 2 * WAKE_BYTES else 0
+        self._wake_for(max(1, behind))
         try:
+            parts = _front(rest, left - behind)
             received = self._sock.recvmsg_into(parts, 0, socket.MSG_WAITALL)[0]
         except BlockingIOError as error:
             raise TimeoutError("the other end does not send") from error
@@ -164,12 +164,39 @@ class Wire:
         except BlockingIOError as error:
             raise TimeoutError("the other end does not send") from error
 
+    def _wake_for(self, size: int) -> None:
+        """From now on a thread that waits is woken for so many bytes, or when no more can come."""
+        if size != self._wakes_for and sys.platform == "linux":
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            self._wakes_for = size
+
     def _limit(self, option: int, ends_at: float) -> None:
         seconds, rest = divmod(_left(ends_at), 1.0)
         # all zeros would mean no limit
         self._sock.setsockopt(
             socket.SOL_SOCKET, option, _TIMEVAL.pack(int(seconds), max(1, int(rest * 1e6)))
         )
+
+
+def _front(rest: list[memoryview], size: int) -> list[memoryview]:
+    """The next parts, of `size` bytes together, or as many parts as one system call takes."""
+    parts = []
+    for part in rest[: -MAX_PARTS - 1 : -1]:
+        parts.append(part[:size])
+        size -= len(parts[-1])
+        if size == 0:
+            break
+    return parts
+
+
+def _drop(rest: list[memoryview], size: int) -> None:
+    """Takes the next `size` bytes off the parts, which are in reverse order."""
+    while size:
+        part = rest.pop()
+        if size < len(part):
+            rest.append(part[size:])
+            break
+        size -= len(part)
 
 
 def _some(received: int) -> int:

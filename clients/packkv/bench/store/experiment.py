@@ -11,7 +11,13 @@ from typing import Final
 
 from packkv.bench.store.blocks import Blocks, random_blocks
 from packkv.bench.store.cpu import Foreign
-from packkv.bench.store.matching import Matching, measure_matches, put_small, steps
+from packkv.bench.store.matching import (
+    Matching,
+    measure_matches,
+    put_small,
+    steps,
+    wait_until_known,
+)
 from packkv.bench.store.movers import Mover, RedisMover, StoreMover, TcpMover
 from packkv.bench.store.plan import MATCHED_BLOCKS, Plan
 from packkv.bench.store.processes import RamStore, RedisServer, TcpPeer
@@ -151,6 +157,7 @@ def _match(holder: Client, asked: Client, plan: Plan, progress: Progress) -> Mat
     small = random_blocks(MATCHED_BLOCKS, _SMALL_BYTES)
     put_small(holder, small)
     try:
+        wait_until_known(asked, small)
         return measure_matches(asked, small, plan.looks, progress)
     finally:
         holder.clear(small.root_hash)

@@ -14,6 +14,9 @@ from packkv.client import Client, PutStatus
 
 _WARM_UP = 20
 _LEASE_MS = 10_000
+# An index of many nodes hears of blocks after their Put was answered: how long that may take.
+_KNOWN_S = 60.0
+_LOOK_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,19 @@ def put_small(holder: Client, blocks: Blocks) -> None:
     for result in holder.put(blocks.pairs):
         if result.status is not PutStatus.STORED:
             raise WrongResult(f"a small block was {result.status}: {result.reason}")
+
+
+def wait_until_known(asked: Client, blocks: Blocks) -> None:
+    """Returns when a Match at this store finds all blocks.
+
+    Raises:
+        WrongResult: it never does.
+    """
+    ends_at = time.monotonic() + _KNOWN_S
+    while (found := asked.match(blocks.names).blocks) != len(blocks.names):
+        if time.monotonic() > ends_at:
+            raise WrongResult(f"{found} of {len(blocks.names)} blocks are known after {_KNOWN_S} s")
+        time.sleep(_LOOK_S)
 
 
 def measure_matches(asked: Client, blocks: Blocks, looks: int, progress: Progress) -> Matching:
