@@ -36,11 +36,25 @@ demo: setup   ## two workers share a prefix through a store: make demo ARGS="--p
 	$(BIN)/packkv demo $(ARGS)
 
 test: setup lint types layers pytest ## everything that must hold: style, types, layers, tests
-pytest: setup ## the tests alone: make pytest ARGS="-k lease"
+# Two runs side by side, for two cores: of these tests each computes in one thread, and most others
+# wait for processes. What these say is shown when both are over; if either run fails, so does make.
+COMPUTING := tests/kernels tests/clients/demo tests/clients/integrations
+pytest: setup ## the tests alone; one run of some of them: make pytest ARGS="-k lease"
+ifneq ($(strip $(ARGS)),)
 	$(BIN)/pytest $(ARGS)
+else
+	@mkdir -p build
+	@echo "beside these, to be shown after them: $(COMPUTING)"
+	@$(BIN)/pytest $(COMPUTING) > build/computing.log 2>&1 & computing=$$!; \
+	  failed=0; \
+	  $(BIN)/pytest $(COMPUTING:%=--ignore=%) || failed=$$?; \
+	  wait $$computing || failed=$$?; \
+	  cat build/computing.log; \
+	  exit $$failed
+endif
 
 soak: setup   ## processes killed at any point, a million tiles through cold coding, for hours: make soak ROUNDS=300
-	$(BIN)/pytest -m soak --soak-rounds $(or $(ROUNDS),300) tests/e2e/faults tests/kernels/entropy $(ARGS)
+	$(BIN)/pytest -m soak --soak-rounds $(or $(ROUNDS),300) tests/e2e/faults tests/kernels/entropy tests/kernels/test_triton_interpreted.py $(ARGS)
 
 lint: setup   ## ruff
 	$(BIN)/ruff check .

@@ -111,7 +111,7 @@ def run_python(code: str, folder: Path = Path("/")) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

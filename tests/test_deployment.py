@@ -39,7 +39,7 @@ def test_every_option_of_a_service_is_an_option_of_its_program(name: str) -> Non
     words = command(name)
     program = words[: 3 if words[1] == "-m" else 2]
     done = subprocess.run(
-        [*program, "--help"], capture_output=True, text=True, timeout=60, check=False
+        [*program, "--help"], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     for option in (word for word in words[len(program) :] if word.startswith("--")):

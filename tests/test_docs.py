@@ -25,7 +25,7 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_python_of_the_readme_runs_and_publishes(tmp_path: Path, smollm2: Path) -> None:
     examples = blocks(ROOT / "README.md", "python")
     assert examples
@@ -36,7 +36,7 @@ def test_the_python_of_the_readme_runs_and_publishes(tmp_path: Path, smollm2: Pa
                 [sys.executable, "-P", "-W", "error", "-c", code.replace(ADDRESS, store.address)],
                 capture_output=True,
                 text=True,
-                timeout=500,
+                timeout=1500,
                 check=False,
                 env={**os.environ, "HF_HUB_OFFLINE": "1"},
             )

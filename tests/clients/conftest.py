@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from packkv.client import Client, ClientConfig, Store
+from packkv.client.paths import bulk_links, choice
 from packkv.hashing import chain_hashes
 from packkv.identity import Namespace
 from packkv.prefix_cache import PrefixCache, PrefixCacheConfig, codec_identity
@@ -30,7 +31,9 @@ from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_protos.v1 import block_store_pb2_grpc
 
 READY = "packkv-store listening on "
-START_S = 30.0
+START_S = 60.0
+# for what is not about time: a busy machine is slow, and that is no fault
+PATIENT_S = 60.0
 
 
 @dataclass
@@ -101,6 +104,13 @@ def _read_lines(pipe: Iterator[str], lines: queue.Queue[str]) -> None:
     for line in pipe:
         lines.put(line)
     lines.put("")
+
+
+@pytest.fixture(autouse=True)
+def patient_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that a busy machine opens slowly is waited for, not left for the next one."""
+    monkeypatch.setattr(choice, "OPEN_S", PATIENT_S)
+    monkeypatch.setattr(bulk_links, "CONNECT_S", PATIENT_S)
 
 
 @pytest.fixture(scope="session")
@@ -259,6 +269,7 @@ class Worker:
         return replace(self, namespace=replace(self.namespace, **fields))  # type: ignore[arg-type]
 
     def prefixes(self, client: Store, config: PrefixCacheConfig | None = None) -> PrefixCache:
+        config = config or PrefixCacheConfig(deadline_s=PATIENT_S)
         return PrefixCache(client, self.namespace, self.codec, self.shape, config=config)
 
     def hashes(self, token_ids: list[int]) -> list[bytes]:

@@ -25,8 +25,10 @@ COMMANDS = [
     "serve",
     "ping",
     "stats",
+    "quota",
     "clear",
     "drain",
+    "lifetime",
     "match",
     "inspect",
     "verify",
@@ -126,6 +128,20 @@ def test_stats(stored: str) -> None:
     text = packkv("stats", "--target", stored).stdout
     assert "2 blocks" in text
     assert "ram" in text
+    assert {tier["cold_blocks"] for tier in stats["tiers"]} == {0}
+    assert "of it cold" in text
+
+
+def test_quota(stored: str) -> None:
+    [everybody] = parsed(packkv("quota", "--target", stored, "--json"))
+    assert everybody["tenant"] == ""
+    assert everybody["put"] == everybody["get"] == dict.fromkeys(everybody["put"], 0)
+    tiers = {tier["tier"]: tier for tier in everybody["tiers"]}
+    assert tiers["ram"]["used_bytes"] > 0
+    assert tiers["ram"]["sure_bytes"] == 64 << 20
+    shown = packkv("quota", "--target", stored).stdout
+    assert shown.splitlines()[1].startswith("(everybody)")
+    assert "64.0 MiB" in shown
 
 
 def test_a_watch_goes_on_until_ctrl_c(stored: str) -> None:
@@ -221,6 +237,30 @@ def test_clear_asks_first_and_keeps_other_namespaces(stored: str, files: Path) -
     assert packkv("clear", "--root", "00" * 32, "--target", stored, answer="y\n").exit_code == 0
 
 
+def test_lifetimes_are_set_shown_and_taken_back(stored: str, files: Path, worker: Worker) -> None:
+    here = ["--target", stored, "--json"]
+    ours = ["--namespace", files / "namespace.json"]
+    root_hash = worker.namespace.root_hash().hex()
+    assert parsed(packkv("lifetime", *here)) == {"default_s": None, "lifetimes": []}
+    for value, seconds in (("90", 90.0), ("1.5h", 5400.0), ("never", None)):
+        found = parsed(packkv("lifetime", value, *ours, *here))
+        assert found["lifetimes"] == [{"root_hash": root_hash, "seconds": seconds}]
+    text = packkv("lifetime", "7d", "--root", root_hash, "--target", stored).stdout
+    assert root_hash in text
+    assert "604800 s" in text
+    assert parsed(packkv("lifetime", "default", *ours, *here))["lifetimes"] == []
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "7 days", "nan", "1e9", ""])
+def test_what_is_no_lifetime_is_status_2(value: str) -> None:
+    assert packkv("lifetime", "--root", "00" * 32, "-t", NOWHERE, "--", value).exit_code == 2
+
+
+def test_a_lifetime_is_that_of_a_namespace() -> None:
+    assert packkv("lifetime", "7d", "--target", NOWHERE).exit_code == 2
+    assert packkv("lifetime", "--root", "00" * 32, "--target", NOWHERE).exit_code == 2
+
+
 def test_doctor_names_the_fields_that_differ_and_keeps_the_salt(files: Path) -> None:
     arguments = ["doctor", files / "namespace.json", files / "other.json"]
     found = parsed(packkv(*arguments, "--json"), status=1)
@@ -269,4 +309,4 @@ def test_serve_passes_everything_on_to_the_server(tmp_path: Path) -> None:
                 break
         assert packkv("ping", "--target", target).exit_code == 0
         os.kill(server.pid, signal.SIGTERM)
-        assert server.wait(30) == 0
+        assert server.wait(60) == 0

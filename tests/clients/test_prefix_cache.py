@@ -19,11 +19,14 @@ from packkv.prefix_cache import (
     PrefixCacheConfig,
     adopt_profile,
     codec_identity,
+    load,
+    loader,
 )
 from packkv_kernels.config import CacheShape, CodecConfig, HybridConfig
 from packkv_kernels.errors import ProfileError
 from packkv_kernels.profile import Profile
 from packkv_protos.v1 import block_store_pb2 as pb
+from tests.clients.prefix_cache.conftest import until
 
 if TYPE_CHECKING:
     from tests.clients.conftest import PuppetStore, StoreProcess, Worker
@@ -34,7 +37,7 @@ NOWHERE = "127.0.0.1:1"
 
 def publish(prefixes: PrefixCache, worker: Worker, token_ids: list[int]) -> None:
     prefixes.publish(token_ids, worker.blocks(token_ids))
-    assert prefixes.flush(10)
+    assert prefixes.flush(60)
 
 
 def test_a_worker_whose_own_node_is_away_shares_through_the_next(
@@ -52,7 +55,7 @@ def test_one_worker_publishes_and_another_loads(store: StoreProcess, worker: Wor
     with Client(store.target) as one, worker.prefixes(one) as prefixes:
         assert prefixes.load([*TOKENS, 1]).num_tokens == 0
         assert prefixes.publish(TOKENS, worker.blocks(TOKENS)) == 5
-        assert prefixes.flush(10)
+        assert prefixes.flush(60)
         assert prefixes.counters.published_blocks == 5
     with Client(store.target) as two, worker.prefixes(two) as prefixes:
         prefix = prefixes.load([*TOKENS, 1])
@@ -110,7 +113,7 @@ def test_only_what_the_store_lacks_is_worth_compressing(client: Client, worker: 
         publish(prefixes, worker, TOKENS[:128])
         assert prefixes.unpublished(TOKENS) == [2, 3, 4]
         assert prefixes.publish(TOKENS, worker.blocks(TOKENS)) == 3
-        assert prefixes.flush(10)
+        assert prefixes.flush(60)
         assert prefixes.counters.published_blocks == 5
     # another worker learns it by loading
     with worker.prefixes(client) as prefixes:
@@ -161,7 +164,7 @@ def test_threads_share_a_cache(client: Client, worker: Worker) -> None:
 
     def run(prompt: list[int]) -> int:
         prefixes.publish(prompt, worker.blocks(prompt))
-        assert prefixes.flush(20)
+        assert prefixes.flush(60)
         return prefixes.load(prompt).num_tokens
 
     with worker.prefixes(client) as prefixes, ThreadPoolExecutor(6) as pool:
@@ -180,7 +183,7 @@ def test_random_prompts_never_get_another_prompts_block(client: Client, worker: 
             for index, payload in enumerate(prefix.payloads):
                 assert payload.data == worker.payload(prompt, index)
             prefixes.publish(prompt, worker.blocks(prompt))
-            assert prefixes.flush(10)
+            assert prefixes.flush(60)
 
 
 def test_nonsense_from_the_engine_is_an_empty_answer(client: Client, worker: Worker) -> None:
@@ -247,10 +250,41 @@ def test_without_a_store_a_worker_keeps_its_profile(worker: Worker) -> None:
         assert adopt_profile(nobody, worker.namespace, b"ours") == b"ours"
 
 
+def test_what_a_block_takes_to_compute_follows_from_the_prefill(
+    puppet_client: Client, worker: Worker
+) -> None:
+    with worker.prefixes(puppet_client) as prefixes:
+        assert prefixes.block_compute_ms == 0
+        prefixes.observe_prefill(640, 2.0)
+        assert prefixes.block_compute_ms == pytest.approx(200)
+        # as much as a payload can say
+        prefixes.observe_prefill(64, 1e9)
+        assert prefixes.block_compute_ms == 65_504
+
+
+class HandClock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
+    """What loads measure with, and how long they may take."""
+    clock = HandClock()
+    monkeypatch.setattr(loader, "time", clock)
+    monkeypatch.setattr(load, "time", clock)
+    return clock
+
+
 def test_a_slow_store_is_left_for_computing_and_looked_at_again(
     puppet: PuppetStore, puppet_client: Client, worker: Worker
 ) -> None:
-    config = PrefixCacheConfig(probe_after_s=0.0, probe_bytes=1, deadline_s=5)
+    config = PrefixCacheConfig(probe_after_s=0.0, probe_bytes=1, deadline_s=60)
     with worker.prefixes(puppet_client, config) as prefixes:
         publish(prefixes, worker, TOKENS)
         assert prefixes.load([*TOKENS, 1]).num_tokens == 320
@@ -262,7 +296,7 @@ def test_a_slow_store_is_left_for_computing_and_looked_at_again(
         prefix = prefixes.load([*TOKENS, 1])
         assert prefix.num_tokens == 64
         assert prefix.report.stopped_by == "slower"
-    config = PrefixCacheConfig(probe_after_s=60)
+    config = PrefixCacheConfig(probe_after_s=600, deadline_s=60)
     with worker.prefixes(puppet_client, config) as prefixes:
         prefixes.load([*TOKENS, 1])
         prefixes.observe_prefill(10_000_000, 1)
@@ -271,25 +305,25 @@ def test_a_slow_store_is_left_for_computing_and_looked_at_again(
 
 
 def test_a_network_that_gets_slow_is_noticed_and_its_recovery_too(
-    puppet: PuppetStore, puppet_client: Client, worker: Worker
+    puppet: PuppetStore, puppet_client: Client, worker: Worker, clock: HandClock
 ) -> None:
     pause_s = 0.1
 
     def throttled(request: pb.GetRequest) -> Iterator[pb.GetFrame]:
         for frame in puppet._honest_frames(request):
-            time.sleep(pause_s if frame.data else 0)
+            clock.now += pause_s if frame.data else 0
             yield frame
 
     puppet.frames = throttled
-    config = PrefixCacheConfig(probe_after_s=0.3, probe_bytes=1, deadline_s=5)
+    config = PrefixCacheConfig(probe_after_s=0.3, probe_bytes=1, deadline_s=60)
     with worker.prefixes(puppet_client, config) as prefixes:
         publish(prefixes, worker, TOKENS)
         # a block takes 40 ms to compute and 100 ms to fetch: one is fetched to find out
         prefixes.observe_prefill(64, 0.04)
         assert prefixes.load([*TOKENS, 1]).num_tokens == 64
         assert prefixes.load([*TOKENS, 1]).num_tokens == 0
-        pause_s = 0.0
-        time.sleep(0.3)
+        pause_s = 0.001
+        clock.now += 0.5
         assert prefixes.load([*TOKENS, 1]).num_tokens == 320
         assert prefixes.counters.misses == {"slower": 2}
 
@@ -308,8 +342,8 @@ def test_a_fetch_that_is_cut_off_teaches_how_much_fits(
         publish(prefixes, worker, TOKENS)
         # five blocks take 1.25 s: all are asked for, none is complete in time
         assert prefixes.load([*TOKENS, 1]).report.stopped_by == "late"
-        # four blocks a second: two or three fit
-        assert prefixes.load([*TOKENS, 1]).num_tokens in (128, 192)
+        # four blocks a second, or fewer on a machine that has other work: some fit
+        until(lambda: prefixes.load([*TOKENS, 1]).num_tokens in (64, 128, 192))
 
 
 @pytest.mark.parametrize(

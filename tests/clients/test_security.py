@@ -98,7 +98,7 @@ def test_tenants_never_see_each_others_blocks(
     bob = Client(guarded.target, config=config(certificates, "token of bob"))
     with ann, bob, worker.prefixes(ann) as annes, worker.prefixes(bob) as bobs:
         annes.publish(TOKENS, worker.blocks(TOKENS))
-        assert annes.flush(10)
+        assert annes.flush(60)
         # the same namespace, without a salt: the credential alone keeps them apart
         assert annes.load([*TOKENS, 1]).num_tokens == 64
         assert bobs.load([*TOKENS, 1]).num_tokens == 0

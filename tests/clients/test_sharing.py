@@ -39,7 +39,7 @@ def load(client: Client, worker: Worker) -> int:
 def publish(client: Client, worker: Worker) -> None:
     with worker.prefixes(client) as prefixes:
         assert prefixes.publish(TOKENS, worker.blocks(TOKENS)) == 2
-        assert prefixes.flush(10)
+        assert prefixes.flush(60)
         assert prefixes.counters.published_blocks == 2
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +148,7 @@ def test_a_put_is_read_lazily_and_framed(puppet: PuppetStore, puppet_client: Cli
 
     def blocks() -> Iterator[tuple[bytes, bytes]]:
         yield A, payload
-        assert first_seen.wait(5), "the second block was asked for before the call began"
+        assert first_seen.wait(60), "the second block was asked for before the call began"
         yield B, b""
 
     results = puppet_client.put(blocks())
@@ -177,30 +176,30 @@ def test_a_server_that_sends_half_and_hangs_is_left_at_the_deadline(
     def half(request: pb.GetRequest) -> Iterator[pb.GetFrame]:
         yield answer(8)
         yield extent(block=0, offset=0, length=4)
-        over.wait(10)
+        over.wait(60)
 
     puppet.frames = half
-    started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         puppet_client.get([A], deadline_s=0.3)
-    assert time.monotonic() - started < 1.5
     over.set()
 
 
 def test_the_circuit_opens_on_silence_and_closes_when_the_server_is_back(
-    puppet: PuppetStore,
+    puppet: PuppetStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ClientConfig(retries=0, breaker_failures=2, breaker_pause_s=0.6)
+    now = 100.0
     with Client(puppet.target, config=config) as client:
+        monkeypatch.setattr(client.breaker, "_clock", lambda: now)
         puppet.refusals = [grpc.StatusCode.UNAVAILABLE] * 2
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
                 client.match([A])
         with pytest.raises(CircuitOpen) as opened:
             client.match([A])
-        assert 0 < opened.value.retry_in_s <= 0.6
+        assert opened.value.retry_in_s == pytest.approx(0.6)
         assert len(puppet.calls) == 2
-        time.sleep(0.65)
+        now += 0.65
         assert client.match([A]).blocks == 0
         assert client.breaker.is_closed
 
@@ -219,7 +218,7 @@ def test_closing_ends_a_call_of_another_thread(puppet: PuppetStore) -> None:
 
     def hang(request: pb.GetRequest) -> Iterator[pb.GetFrame]:
         began.set()
-        over.wait(10)
+        over.wait(60)
         yield answer(8)
 
     puppet.frames = hang
@@ -234,9 +233,9 @@ def test_closing_ends_a_call_of_another_thread(puppet: PuppetStore) -> None:
 
     thread = threading.Thread(target=get)
     thread.start()
-    assert began.wait(5)
+    assert began.wait(60)
     client.close()
-    thread.join(5)
+    thread.join(60)
     over.set()
     assert [type(error) for error in raised] == [ClientClosed]
     with pytest.raises(ClientClosed):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xxhash
 
 from packkv_kernels.errors import PayloadError as CodecRefuses
 from packkv_kernels.format.payload import read_payload
@@ -80,6 +82,22 @@ def test_both_refuse_every_other_length(path: Path) -> None:
     others = [sound[:length] for length in range(0, len(sound), 7)]
     others += [sound + bytes(more) for more in (1, 16, 4096)]
     assert all(server_refuses(data, chain_hash) and codec_refuses(data) for data in others)
+
+
+def test_both_read_what_a_block_took_to_compute() -> None:
+    sound = read_payload(GOLDEN.joinpath("hybrid-partial.payload").read_bytes())
+    chain_hash, head_length = sound.header.chain_hash, sound.header.head_length
+    data = bytearray(sound.data)
+    # every exponent of a half-precision number, with either sign
+    for bits in range(0, 1 << 16, 1 << 9):
+        data[26:28], data[176:192] = bits.to_bytes(2, "little"), bytes(16)
+        data[176:192] = xxhash.xxh3_128_digest(bytes(data[:head_length]))
+        refused = server_refuses(data, chain_hash)
+        assert refused == codec_refuses(data) == (bits >= 0x7C00 and bits != 0x8000)
+        if not refused:
+            head = verify_payload(memoryview(data), ChainHash(chain_hash))
+            assert head.compute_ms == read_payload(data).header.compute_ms
+            assert head.compute_ms == np.uint16(bits).view(np.float16)
 
 
 def test_the_server_refuses_another_blocks_payload() -> None:

@@ -48,7 +48,7 @@ def test_values_come_back_from_interpreted_kernels(codec: str) -> None:
         [sys.executable, "-W", "error::RuntimeWarning", SCRIPT, codec],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )

@@ -42,6 +42,13 @@ ISSUE_BUDGET = {
     "kvcomp_gather_hd128": 25,
     "kvcomp_decode_by_table_hd128": 30,
     "kvcomp_attention_by_table_hd128": 53,
+    # of a symbol, which is a code or more; the other, and an entry of a table that a payload has
+    "cold_decode_lanes_hd128": 16,
+    "cold_decode_lanes_hd64": 16,
+    "cold_write_sections_hd128": 46,
+    "cold_write_sections_hd64": 51,
+    "cold_code_tables": 420,
+    "cold_other_tables": 1450,
 }
 # Planes that went through shared memory would take tens of KiB, and twice the registers.
 DECODE_SHARED = 12 << 10
@@ -53,7 +60,7 @@ def rows(target: str) -> tuple[KernelRow, ...]:
     return tuple(kernel_rows([target]))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_kernel_spills(target: str) -> None:
     backend = TARGETS[target][0]
@@ -61,7 +68,7 @@ def test_no_kernel_spills(target: str) -> None:
     assert {row.kernel: row.spill_bytes for row in rows(target) if row.spill_bytes} == {}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_kernel_fits_its_device(target: str) -> None:
     for row in rows(target):
@@ -70,7 +77,7 @@ def test_every_kernel_fits_its_device(target: str) -> None:
         assert 0 < row.alu_per_element <= row.issue_per_element, row
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_the_decode_loop_keeps_to_its_budget(target: str) -> None:
     decode = {row.kernel: row for row in rows(target) if "packed_decode" in row.kernel}
@@ -83,14 +90,14 @@ def test_the_decode_loop_keeps_to_its_budget(target: str) -> None:
         assert row.registers <= DECODE_REGISTERS, row
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_the_other_kernels_keep_to_their_budgets(target: str) -> None:
     issued = {row.kernel: row.issue_per_element for row in rows(target)}
     assert {name: issued[name] for name, most in ISSUE_BUDGET.items() if issued[name] > most} == {}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_decode_loop_on_amd_does_not_grow() -> None:
     for row in rows("gfx942"):
         if "packed_decode" in row.kernel and "wide" not in row.kernel:

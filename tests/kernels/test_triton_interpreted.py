@@ -37,6 +37,17 @@ def test_kvcomp_kernels_write_and_read_the_hosts_bits() -> None:
     run_interpreted("kvcomp.py", "blocks", "extremes", "attention", "refused")
 
 
+def test_cold_kernels_write_the_hosts_sections() -> None:
+    run_interpreted("cold.py", "partial", "wild", "through", "refused")
+
+
+@pytest.mark.soak
+def test_cold_kernels_write_sections_of_every_kind(soak_rounds: int) -> None:
+    if soak_rounds < 10:
+        pytest.skip("a minute of the interpreter, for `make soak`")
+    run_interpreted("cold.py", "together", "wide", "split", "tables")
+
+
 def test_kernels_are_operators_that_graphs_can_hold() -> None:
     run_interpreted("operators.py", "schemas", "compiled", "growing")
 
@@ -58,7 +69,7 @@ def run_python(*arguments: str) -> None:
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )
@@ -78,7 +89,7 @@ def test_a_machine_without_a_gpu_never_loads_triton() -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
         env=environment,
     )

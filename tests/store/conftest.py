@@ -5,7 +5,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from packkv_store.clock import Clock
 from packkv_store.config import StoreConfig
 
 MIB = 1 << 20
-HEADER = struct.Struct("<8sHHBBHHHHHH2xI32s32s32s32sQQ")
+HEADER = struct.Struct("<8sHHBBHHHHHHeI32s32s32s32sQQ")
 Metadata = Sequence[tuple[str, str]]
 
 
@@ -54,6 +54,7 @@ def build_payload(
     section_bytes: int = 256,
     tokens: int = 64,
     preamble_bytes: int = 0,
+    compute_ms: float = 0.0,
     seed: int = 0,
 ) -> Payload:
     """A valid payload with random sections of about `section_bytes`, none like another; a cold one
@@ -67,7 +68,8 @@ def build_payload(
     length = head_length + sum(map(len, sections))
     header = HEADER.pack(
         b"PackKV\r\n", 2, 2, 1, int(preamble_bytes > 0), tokens, 0, layers, first_head, heads, 64,
-        preamble_bytes, root_hash, chain_hash, bytes(32), bytes(32), length, first_token,
+        compute_ms, preamble_bytes, root_hash, chain_hash, bytes(32), bytes(32), length,
+        first_token,
     )  # fmt: skip
     table, at = bytearray(), head_length
     for section in sections:
@@ -160,6 +162,11 @@ class Client:
             admin_pb2.ClearRequest(root_hash=root_hash), metadata=self.metadata
         )
 
+    async def quotas(self) -> Any:
+        from packkv_protos.v1 import admin_pb2
+
+        return await self.admin.Quotas(admin_pb2.QuotasRequest(), metadata=self.metadata)
+
     async def stats(self) -> Any:
         from packkv_protos.v1 import admin_pb2
 
@@ -216,22 +223,22 @@ class Process:
 
     def kill(self) -> None:
         self.popen.kill()
-        self.popen.wait(10)
+        self.popen.wait(60)
 
     def terminate(self) -> int:
         self.popen.terminate()
-        return self.popen.wait(15)
+        return self.popen.wait(60)
 
 
 @contextmanager
-def server_process(*flags: str, before: Callable[[], None] | None = None) -> Iterator[Process]:
+def server_process(*flags: str) -> Iterator[Process]:
+    """A server on a free port; what it logs is shown with a test that fails."""
+    # with a preexec_fn this process would be forked, whose gRPC has threads: the child may die
     popen = subprocess.Popen(
         [sys.executable, "-m", "packkv_store", "--listen", "127.0.0.1:0", *flags],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "PYTHONSAFEPATH": "1"},
-        preexec_fn=before,
     )
     try:
         assert popen.stdout is not None
@@ -240,7 +247,7 @@ def server_process(*flags: str, before: Callable[[], None] | None = None) -> Ite
         yield Process(popen, line.rsplit(" ", 1)[1].strip())
     finally:
         popen.kill()
-        popen.wait(10)
+        popen.wait(60)
         assert popen.stdout is not None
         popen.stdout.close()
 

@@ -1,5 +1,7 @@
 """Real Redis processes on free loopback ports, each with a directory of its own."""
 
+import itertools
+import os
 import shutil
 import signal
 import socket
@@ -16,14 +18,20 @@ import redis
 
 MASTERS = 3
 SLOTS = 16_384
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
+
+
+# Below those that a system gives to whoever connects: a port that waits for its server, or for the
+# second start of one, is taken by nobody else. Each is given out once; two test runs begin apart.
+_PORTS = itertools.count(7919 * os.getpid())
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = 20_000 + next(_PORTS) % 12_000
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def eventually(holds: Callable[[], Any], what: str) -> Any:
@@ -60,7 +68,7 @@ class RedisProcess:
     def kill(self) -> None:
         if self.popen is not None:
             self.popen.kill()
-            self.popen.wait(10)
+            self.popen.wait(60)
             self.popen = None
 
     def pause(self) -> None:
@@ -71,7 +79,7 @@ class RedisProcess:
 
     def client(self) -> Any:
         """A client of the test's own; it is closed when it is collected."""
-        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5, **self.connect)
+        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=60, **self.connect)
 
     @property
     def address(self) -> str:
@@ -188,12 +196,12 @@ def _sentinel_process(master: RedisProcess, folder: Path) -> Iterator[int]:
     command = ["redis-server", str(config), "--sentinel"]
     popen = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        asked: Any = redis.Redis(host="127.0.0.1", port=port, socket_timeout=5)
+        asked: Any = redis.Redis(host="127.0.0.1", port=port, socket_timeout=60)
         eventually(lambda: asked.execute_command("SENTINEL REPLICAS", "blocks"), "sentinel knows")
         yield port
     finally:
         popen.kill()
-        popen.wait(10)
+        popen.wait(60)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ async def test_no_interleaving_of_calls_gives_a_wrong_byte(
         )
         async with connected(app.address) as client:
             # cancelled calls and leases end; what nobody will ever free stays
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await client.clear()
                 while (stats := await client.stats()).blocks or any(
                     tier.used_bytes for tier in stats.tiers

@@ -188,15 +188,12 @@ async def test_files_stay_inside_the_capacity(tmp_path: Path, clock: HandClock) 
         await check_all(client, build_prefix("5", 20, section_bytes=15_000))
 
 
-def allow_files_of(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 async def test_a_disk_that_fills_up_evicts_and_goes_on(tmp_path: Path) -> None:
     """The system refuses any file beyond 3 MiB, as a full disk does, though 32 are configured."""
     flags = ["--ram-bytes", "2MiB", "--disk-bytes", "32MiB", "--data-dir", str(tmp_path)]
     async with AsyncExitStack() as stack:
-        server = stack.enter_context(server_process(*flags, before=lambda: allow_files_of(3 * MIB)))
+        server = stack.enter_context(server_process(*flags))
+        resource.prlimit(server.popen.pid, resource.RLIMIT_FSIZE, (3 * MIB, 3 * MIB))
         client = await stack.enter_async_context(connected(server.address))
         for number in range(5):
             prefix = build_prefix(str(number), 10, section_bytes=15_000)

@@ -56,7 +56,7 @@ async def test_a_block_that_is_cleared_during_a_get_goes_when_the_get_is_broken_
         assert (await reader.clear()).blocks == 20
         assert await used_bytes(reader) > 0
         stream.cancel()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await used_bytes(reader):
                 await asyncio.sleep(0.01)
 

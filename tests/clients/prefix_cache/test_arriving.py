@@ -4,7 +4,6 @@ does not come is lost with a word, never replaced by something else."""
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,7 +29,8 @@ TOKENS = list(range(1000, 1000 + 64 * 5))
 PROMPT = [*TOKENS, 1]
 LAYERS = 6
 LAYERED = PrefixCacheConfig(deadline_s=WAIT_S, group_bytes=1, probe_bytes=1)
-QUICK = PrefixCacheConfig(deadline_s=1.0, group_bytes=1, probe_bytes=1)
+# what comes at all has come by then
+QUICK = PrefixCacheConfig(deadline_s=3.0, group_bytes=1, probe_bytes=1)
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def learned(
 
 def publish(prefixes: PrefixCache, worker: RealWorker) -> None:
     prefixes.publish(TOKENS, worker.blocks(TOKENS))
-    assert prefixes.flush(20)
+    assert prefixes.flush(60)
 
 
 def arriving(prefixes: PrefixCache) -> ArrivingPrefix:
@@ -220,10 +220,9 @@ def test_layers_that_do_not_come_in_time_are_lost(
         stream.stops_at = 3
         prefix = arriving(prefixes)
         prefix.take(2)
-        started = time.monotonic()
         with pytest.raises(PrefixLost, match="late"):
             prefix.take(3)
-        assert time.monotonic() - started < 20
+        assert not stream.may_go_on.is_set()
         # lost is lost, also what had come
         with pytest.raises(PrefixLost):
             prefix.take(0)
@@ -359,7 +358,7 @@ def test_a_few_prefixes_arrive_at_one_time_and_the_next_comes_whole(
     with learned(puppet_client, real_worker) as prefixes:
         for prompt in prompts:
             prefixes.publish(prompt, real_worker.blocks(prompt[:-1]))
-        assert prefixes.flush(20)
+        assert prefixes.flush(60)
         stream.stops_at = 2
         few = [prefixes.load(prompt, layerwise=True).arriving for prompt in prompts[:4]]
         stream.stops_at = LAYERS + 1

@@ -63,7 +63,7 @@ def at_once(loads: list[Callable[[], LoadedPrefix]]) -> list[LoadedPrefix]:
 
 def publish(prefixes: PrefixCache, worker: Worker, tokens: list[int]) -> None:
     prefixes.publish(tokens, worker.blocks(tokens))
-    assert prefixes.flush(20)
+    assert prefixes.flush(60)
 
 
 def test_one_prefix_for_many_loads_is_sent_once(
@@ -183,7 +183,7 @@ def test_who_waits_waits_no_longer_than_its_own_deadline(
             started = time.monotonic()
             late = prefixes.load([*TOKENS[:64], 1])
             assert late.report.stopped_by == "late"
-            assert 0.1 < time.monotonic() - started < 20
+            assert 0.1 < time.monotonic() - started < WAIT_S / 2
             assert not leader.done()
             over.set()
             leader.result(WAIT_S)

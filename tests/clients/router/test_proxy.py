@@ -96,7 +96,7 @@ def test_a_worker_with_much_under_way_does_not_get_more_of_it(
     go_on = threading.Event()
 
     def when_told(self: Answering, _: dict[str, Any]) -> None:
-        go_on.wait(30)
+        go_on.wait(60)
         self.reply({})
 
     for puppet in puppets:
@@ -279,7 +279,7 @@ def test_a_worker_that_does_not_name_blocks_in_time_is_not_waited_for(
     go_on = threading.Event()
     before = sum(samples(http, "unnamed_requests_total").values())
     for puppet in puppets:
-        puppet.on_names = lambda: go_on.wait(30)
+        puppet.on_names = lambda: go_on.wait(60)
     assert ask(http).status_code == 200
     go_on.set()
     assert sum(samples(http, "unnamed_requests_total").values()) == before + 1
@@ -303,7 +303,7 @@ def test_a_router_that_leaves_finishes_what_is_under_way(
     def slowly(self: Answering, _: dict[str, Any]) -> None:
         self.begin_stream()
         self.piece(b"data: 0\n\n")
-        go_on.wait(30)
+        go_on.wait(60)
         self.piece(b"data: 1\n\n")
         self.end_stream()
 
@@ -321,4 +321,4 @@ def test_a_router_that_leaves_finishes_what_is_under_way(
             assert ask(http).status_code == 503
             go_on.set()
             assert b"".join(pieces) == b"data: 1\n\n"
-        assert leaving.process.wait(30) == 0
+        assert leaving.process.wait(60) == 0

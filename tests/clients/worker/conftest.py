@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from packkv.demo.processes import Child, StoreProcess
 from tests.clients.conftest import StoreProcess as TokenStore
 
-START_S = 120.0
+START_S = 280.0
 CONTEXT = 16_384
 # every answer ends: the tests read what it says, and nobody waits longer than this
 REQUEST_S = 60.0
@@ -116,7 +116,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
     command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     command += ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
     return certificate, key
 
 

@@ -97,7 +97,7 @@ def test_another_model_is_not_found(asked: OpenAI) -> None:
 def test_what_is_no_request_gets_the_shape_of_an_error(
     first: Any, method: str, path: str, body: bytes, status: int, says: str
 ) -> None:
-    connection = http.client.HTTPConnection(urlsplit(first.listening()).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(first.listening()).netloc, timeout=60)
     try:
         connection.request(method, path, body, {"content-type": "application/json"})
         reply = connection.getresponse()

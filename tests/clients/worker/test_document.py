@@ -40,7 +40,7 @@ def address(
             yield url
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_the_examples_say_what_the_document_says(repository: Path, address: str) -> None:
     said = [run(code, address) for code in blocks(repository, "python")]
     conversation, stream, salted = said
@@ -96,7 +96,7 @@ def run(code: str, address: str) -> str:
         [sys.executable, "-P", "-W", "error", "-c", code.replace(API, address)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )

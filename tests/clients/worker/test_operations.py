@@ -64,10 +64,10 @@ def test_a_client_that_leaves_a_stream_ends_its_answer(
     before = first.metric(cancelled)
     stream = asked.completions.create(prompt="once", **ENDLESS)
     next(iter(stream))
-    assert first.metric("running_requests") == 1
+    eventually(lambda: first.metric("running_requests") == 1)
     stream.close()
     eventually(lambda: first.metric(cancelled) == before + 1)
-    assert first.metric("running_requests") == 0
+    eventually(lambda: first.metric("running_requests") == 0)
 
 
 def test_a_client_that_waits_no_longer_ends_its_answer(first: Any, eventually: Wait) -> None:
@@ -104,11 +104,11 @@ def test_only_who_has_a_key_may_ask(narrow: Any) -> None:
 def test_nobody_is_heard_in_plaintext_where_there_is_a_certificate(narrow: Any) -> None:
     assert narrow.url.startswith("https://")
     plain = OpenAI(
-        base_url=narrow.url.replace("https", "http") + "/v1", api_key=KEY, max_retries=0, timeout=30
+        base_url=narrow.url.replace("https", "http") + "/v1", api_key=KEY, max_retries=0, timeout=60
     )
     with plain, pytest.raises(openai.APIConnectionError):
         plain.models.list()
-    stranger = OpenAI(base_url=f"{narrow.url}/v1", api_key=KEY, max_retries=0, timeout=30)
+    stranger = OpenAI(base_url=f"{narrow.url}/v1", api_key=KEY, max_retries=0, timeout=60)
     with stranger, pytest.raises(openai.APIConnectionError) as refused:
         stranger.models.list()
     assert "certificate" in str(refused.value.__cause__).lower()
@@ -235,7 +235,7 @@ def test_a_wrong_setting_ends_the_start_in_one_line(
         [*command, "worker", *options],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         cwd=tmp_path,
     )

@@ -12,7 +12,7 @@ from packkv_protos.bulk import frames
 from packkv_protos.bulk.frames import Frame, Get, Kind
 from packkv_store.app import App
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 GREETING_BYTES = frames.PREFIX.size + frames.MAX_BODY[Kind.GREETING]
 
 

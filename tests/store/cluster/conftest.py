@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import grpc
 import pytest
 
 from packkv_store.app import App
+from packkv_store.index.redis import redis_index
+from packkv_store.peers import bulk_landing, bulk_pull, grpc_peers
 from tests.store.conftest import Client, Payload, connected, serving, small_config
 from tests.store.redis_servers import Deployment, deployment, make_certificate
 
@@ -21,6 +24,16 @@ token_sha256 = "{red}"
 [tenants.blue]
 token_sha256 = "{blue}"
 """
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes wait for each other, and for Redis, longer than a busy machine takes."""
+    monkeypatch.setattr(redis_index, "Pace", partial(redis_index.Pace, deadline=1.0, live=30.0))
+    monkeypatch.setattr(grpc_peers, "FRAME_SECONDS", 60.0)
+    monkeypatch.setattr(bulk_landing, "PIECE_SECONDS", 60.0)
+    monkeypatch.setattr(bulk_landing, "ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(bulk_pull, "CONNECT_SECONDS", 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +85,6 @@ async def calling(node: App, config: dict[str, Any], token: str) -> AsyncIterato
 
 
 async def matches(client: Client, prefix: Sequence[Payload], blocks: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await client.match(hashes_of(prefix))).blocks != blocks:
             await asyncio.sleep(0.02)

@@ -29,7 +29,7 @@ async def here(node: Client, hashes: Sequence[bytes]) -> int:
 
 async def meet(*nodes: App) -> None:
     """Returns when each of the nodes knows all others."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for node in nodes:
             while len(await node._index.members()) != len(nodes) - 1:
                 await asyncio.sleep(0.05)

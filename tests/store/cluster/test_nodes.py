@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
+from packkv_protos.v1 import admin_pb2
 from packkv_protos.v1 import block_store_pb2 as pb
 from packkv_store.app import App
 from packkv_store.cluster.shared_profiles import profile_key
@@ -43,7 +44,7 @@ async def test_a_token_never_goes_to_another_machine_in_plaintext(redis: Deploym
         config = small_config(index=redis.url, advertise="192.0.2.1:1", insecure=True)
         async with serving(config) as a, connected(a.address) as at_a:
             await at_a.put(prefix)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while b._index.address(a.store.node) is None:
                     assert (await client.match(hashes_of(prefix))).blocks == 0
                     await asyncio.sleep(0.02)
@@ -61,7 +62,7 @@ async def test_the_first_profile_is_in_force_on_every_node(
             async with apps(redis, 1, data_dir=tmp_path / "a") as (a,), clients([a]) as (at_a,):
                 first = pb.PutProfileRequest(model_digest=digest, profile=b"first")
                 assert (await at_a.blocks.PutProfile(first)).profile == b"first"
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while not (
                         await at_b.blocks.GetProfile(pb.GetProfileRequest(model_digest=digest))
                     ).profile:
@@ -69,6 +70,24 @@ async def test_the_first_profile_is_in_force_on_every_node(
                 async with apps(redis, 1) as (c,), clients([c]) as (at_c,):
                     second = pb.PutProfileRequest(model_digest=digest, profile=b"second")
                     assert (await at_c.blocks.PutProfile(second)).profile == b"first"
+
+
+async def test_a_lifetime_is_that_of_the_node_that_is_asked(redis: Deployment) -> None:
+    prefix = build_prefix("a", 3)
+    brief = admin_pb2.SetLifetimeRequest(root_hash=prefix[0].root_hash, seconds=0.001)
+    async with apps(redis, 2) as (a, b), clients([a, b]) as (at_a, at_b):
+        await at_a.put(prefix)
+        await matches(at_b, prefix, 3)
+        assert len((await at_b.get(hashes_of(prefix))).payloads) == 3
+        await at_a.admin.SetLifetime(brief)
+        async with asyncio.timeout(60):
+            while (await at_a.match(hashes_of(prefix), here=True)).blocks:
+                await asyncio.sleep(0.02)
+        # the copies of the other one count from when they came, and by its own lifetime
+        await matches(at_a, prefix, 3)
+        await at_b.admin.SetLifetime(brief)
+        await matches(at_a, prefix, 0)
+        await matches(at_b, prefix, 0)
 
 
 async def test_leases_reach_to_the_owners(redis: Deployment) -> None:
@@ -84,7 +103,7 @@ async def test_leases_reach_to_the_owners(redis: Deployment) -> None:
         # what was promised here was not evicted there
         assert len((await at_b.get(hashes_of(prefix))).payloads) == 4
         await at_b.blocks.Release(pb.ReleaseRequest(lease_id=found.lease_id))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(a.store.leases):
                 await asyncio.sleep(0.02)
 
@@ -102,7 +121,7 @@ async def test_the_node_says_whether_its_index_answers(redis: Deployment) -> Non
 
 async def is_up(node: App, up: bool) -> None:
     assert node._cluster is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await node._cluster.stats()).index_up is not up:
             await asyncio.sleep(0.05)
 

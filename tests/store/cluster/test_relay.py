@@ -44,7 +44,7 @@ async def frames(at: Client, hashes: Sequence[bytes], **wanted: Any) -> AsyncIte
 
 async def kept(at: Client, prefix: Sequence[Payload]) -> None:
     """Returns when the node itself has the blocks: they are passed on before they are verified."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await at.match(hashes_of(prefix), here=True)).blocks < len(prefix):
             await asyncio.sleep(0.01)
 
@@ -72,7 +72,7 @@ async def test_the_first_layers_go_out_before_the_last_have_come(redis: Deployme
         received = [await anext(coming)]
         lengths = [answer.length for answer in received[0].blocks]
         assert lengths == [*(len(one.data) for one in PREFIX), 0]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             # heads and first layers of every block
             while {extent.block for frame in received for extent in frame.extents} != set(
                 range(12)
@@ -103,7 +103,7 @@ async def test_who_joins_late_and_who_wants_a_part_get_it_from_the_same_pull(
         assert (await heads).misses == dict.fromkeys(range(12), pb.MISS_REASON_HEADS)
         wanted = await at_a.get(hashes_of(PREFIX), **some)
         assert cut.payloads == wanted.payloads
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while b.store.residents.tally.pulled < 12:
                 await asyncio.sleep(0.01)
         assert b.store.residents.tally.pulled == 12

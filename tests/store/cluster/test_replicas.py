@@ -50,12 +50,12 @@ async def test_a_put_reaches_as_many_nodes_as_are_asked_for(redis: Deployment) -
     prefix = build_prefix("a", 20)
     async with apps(redis, 3, replicas=2) as nodes, clients(nodes) as at:
         for node in nodes:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while len(await node._index.members()) != 2:
                     await asyncio.sleep(0.05)
         await at[0].put(prefix)
         tally = nodes[0].store.residents.tally
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while tally.replicas < 20:
                 await asyncio.sleep(0.02)
         first = ranked(ChainHash(prefix[0].chain_hash), await nodes[0]._index.members())[0]
@@ -70,6 +70,6 @@ async def test_a_put_reaches_as_many_nodes_as_are_asked_for(redis: Deployment) -
 async def test_a_copy_that_nobody_can_take_is_counted(redis: Deployment) -> None:
     async with apps(redis, 1, replicas=3) as (a,), clients([a]) as (at_a,):
         await at_a.put(build_prefix("a", 5))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while a.store.residents.tally.replicas_dropped < 10:
                 await asyncio.sleep(0.02)

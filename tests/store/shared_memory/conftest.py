@@ -15,11 +15,11 @@ from tests.store.conftest import Payload, Process, connected, server_process
 
 
 class Peer:
-    """A client that can say anything; everything it waits for comes within five seconds."""
+    """A client that can say anything; everything it waits for comes within a minute."""
 
     def __init__(self, path: Path, token: str | None = "") -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(5)
+        self.sock.settimeout(60)
         self.sock.connect(str(path))
         self.fds: list[int] = []
         self.nonce = frames.read_greeting(self.hear(Kind.GREETING))

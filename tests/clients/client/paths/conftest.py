@@ -72,6 +72,14 @@ def has_all(client: Client, prefix: list[Payload]) -> bool:
         return False
 
 
+def takes(client: Client, prefix: list[Payload]) -> bool:
+    try:
+        client.put(named(prefix))
+    except StoreError:
+        return False
+    return True
+
+
 def until(holds: Callable[[], bool]) -> None:
     ends_at = time.monotonic() + 60.0
     while not holds():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from packkv.client import Miss
 from packkv.errors import CircuitOpen, DeadlineExceeded, StoreUnavailable
-from tests.clients.client.paths.conftest import Connect, has_all, named, names, payloads, until
+from tests.clients.client.paths.conftest import Connect, has_all, named, names, takes, until
 from tests.clients.conftest import StoreProcess
 from tests.store.conftest import build_prefix
 
@@ -36,7 +35,7 @@ def test_a_store_that_hangs_is_waited_for_until_each_calls_own_deadline(
         assert patient.result(60)[0].miss is Miss.ABSENT
     # and so it is once the path is open
     prefix = build_prefix("a", 2)
-    client.put(named(prefix))
+    until(lambda: takes(client, prefix))
     own_store.pause()
     try:
         for call in (
@@ -47,14 +46,16 @@ def test_a_store_that_hangs_is_waited_for_until_each_calls_own_deadline(
                 call()
     finally:
         own_store.resume()
-    assert payloads(client.get(names(prefix))) == [b.data for b in prefix]
+    until(lambda: has_all(client, prefix))
 
 
 def test_a_store_that_is_silent_is_left_alone_and_asked_again(
-    own_store: StoreProcess, connect: Connect
+    own_store: StoreProcess, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = build_prefix("a", 2)
-    client = connect(own_store.target, retries=0, breaker_pause_s=0.2, breaker_max_pause_s=0.4)
+    client = connect(own_store.target, retries=0, breaker_pause_s=30.0, breaker_max_pause_s=60.0)
+    now = 100.0
+    monkeypatch.setattr(client.breaker, "_clock", lambda: now)
     client.put(named(prefix))
     own_store.pause()
     try:
@@ -70,13 +71,20 @@ def test_a_store_that_is_silent_is_left_alone_and_asked_again(
             with pytest.raises(CircuitOpen):
                 call()
         # and it stays so while a try that is due fails as well
-        until(lambda: client.breaker.admit() == 0.0)
+        now += 30.0
+        assert client.breaker.admit() == 0.0
         client.breaker.failed()
         with pytest.raises(CircuitOpen):
             client.get(names(prefix))
     finally:
         own_store.resume()
-    until(lambda: has_all(client, prefix))
+
+    def is_back() -> bool:
+        nonlocal now
+        now += 60.0
+        return has_all(client, prefix)
+
+    until(is_back)
     assert client.breaker.is_closed
 
 
@@ -92,12 +100,4 @@ def test_a_store_that_is_killed_and_started_again_is_found_again(
     with pytest.raises(StoreUnavailable):
         client.put(named(prefix))
     own_store.start(own_store.target)
-    found = threading.Event()
-    for _ in range(200):
-        try:
-            got = client.get(names(prefix))
-        except StoreUnavailable:
-            found.wait(0.05)
-        else:
-            break
-    assert payloads(got) == [b.data for b in prefix]
+    until(lambda: has_all(client, prefix))

@@ -20,7 +20,7 @@ from packkv.client.paths import Offer, Opening, PathBroken
 from packkv.client.paths.arena import Arena
 from packkv.client.paths.buffers import Buffers
 from packkv.client.paths.shared_memory import open_shared_memory
-from packkv.errors import ProtocolViolation, StoreUnavailable
+from packkv.errors import ProtocolViolation, StoreError
 from packkv_protos.shared_memory import frames
 from tests.clients.conftest import StoreProcess
 from tests.store.conftest import Payload, build_prefix
@@ -43,8 +43,8 @@ def payloads(blocks: list[Fetched]) -> list[bytes | None]:
 
 
 def soon(condition: Callable[[], bool]) -> bool:
-    """Whether it comes true within ten seconds."""
-    ends_at = time.monotonic() + 10
+    """Whether it comes true within a minute."""
+    ends_at = time.monotonic() + 60
     while not condition():
         if time.monotonic() > ends_at:
             return False
@@ -148,7 +148,8 @@ def test_a_copy_that_outlives_its_lease_is_a_miss(
             monkeypatch.setattr(Arena, "copy", late)
             assert [b.miss for b in client.get(names(prefix))] == [Miss.ABSENT] * 2
             monkeypatch.undo()
-            assert payloads(client.get(names(prefix))) == [b.data for b in prefix]
+            # unless the machine is too busy to copy it in time
+            assert soon(lambda: payloads(client.get(names(prefix))) == [b.data for b in prefix])
     finally:
         store.kill()
 
@@ -188,7 +189,7 @@ def test_a_client_that_is_killed_holds_nothing_any_more(own_store: StoreProcess)
             assert client.stats().leases == 1
         finally:
             os.kill(holder.pid, signal.SIGKILL)
-            holder.wait(10)
+            holder.wait(60)
             if holder.stdout is not None:
                 holder.stdout.close()
         assert soon(lambda: client.stats().leases == 0)
@@ -227,7 +228,7 @@ def test_after_a_restart_calls_fall_back_and_come_back(own_store: StoreProcess) 
         def is_back() -> bool:
             try:
                 got = client.get(names(prefix))
-            except StoreUnavailable:
+            except StoreError:
                 return False
             assert payloads(got) == [b.data for b in prefix]
             paths.append(client.path)
@@ -255,7 +256,7 @@ def opening(path: Path, nonce: bytes, token: str | None = None) -> Opening:
         Offer(str(path), 0, nonce),
         ClientConfig(token=token),
         Buffers(0),
-        timeout_s=2.0,
+        timeout_s=60.0,
     )
 
 
@@ -276,7 +277,7 @@ def test_no_token_is_said_to_another_server(tmp_path: Path) -> None:
         thread.start()
         with pytest.raises(PathBroken, match="another server"):
             open_shared_memory(opening(path, b"the nonce we had", "a secret"))
-        thread.join(10)
+        thread.join(60)
     assert said == [b""]
 
 
@@ -310,5 +311,5 @@ def test_memory_that_could_fail_under_a_reader_is_not_mapped(tmp_path: Path, fla
         thread.start()
         with pytest.raises((ProtocolViolation, PathBroken), match=r"arena|shrink|descriptor"):
             open_shared_memory(opening(path, bytes(16)))
-        thread.join(10)
+        thread.join(60)
     os.close(fd)
