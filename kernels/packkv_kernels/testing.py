@@ -3,7 +3,9 @@
 For tests and benchmarks. The bounds are those of docs/codec.md, "How far off a value may be".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ __all__ = [
     "hybrid_v_bound",
     "kvcomp_bound",
     "packkv_bound",
+    "poisoned_memory",
     "random_kv",
     "random_profile",
 ]
@@ -65,6 +68,23 @@ def random_kv(
         keys[:, :4] *= 6
         values[:, :4] *= 0.02
     return keys.to(dtype), values.to(dtype)
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """New tensors of `torch.empty` are full of nonsense: whatever a kernel is to write comes so."""
+    empty = torch.empty
+
+    def poisoned(*shape: Any, **options: Any) -> torch.Tensor:
+        tensor = empty(*shape, **options)
+        tensor.view(torch.uint8).fill_(0xA5)
+        return tensor
+
+    torch.empty = poisoned
+    try:
+        yield
+    finally:
+        torch.empty = empty
 
 
 def random_profile(shape: CacheShape, *, seed: int = 0) -> Profile:

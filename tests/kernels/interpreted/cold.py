@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kvcomp import poison_new_tensors  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 
 from packkv_kernels.config import BLOCK_TOKENS, CacheShape, CodecConfig
@@ -20,7 +19,7 @@ from packkv_kernels.entropy.tables import decode_tables
 from packkv_kernels.entropy.triton.cold import ColdDecoder, cold_to_resident
 from packkv_kernels.errors import InvalidInput, PayloadError
 from packkv_kernels.format import Form, Payload, read_payload, resident_sections, write_payload
-from packkv_kernels.testing import encode_payloads, random_kv, random_profile
+from packkv_kernels.testing import encode_payloads, poisoned_memory, random_kv, random_profile
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -200,6 +199,6 @@ def _sealed(payload: Payload, data: bytearray) -> Payload:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    poison_new_tensors()
-    for name in sys.argv[1:]:
-        globals()[name]()
+    with poisoned_memory():
+        for name in sys.argv[1:]:
+            globals()[name]()

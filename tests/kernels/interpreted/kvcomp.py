@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from packkv_kernels.entropy.triton.attention import KVCompDecode
 from packkv_kernels.entropy.triton.side import DeviceSide
 from packkv_kernels.entropy.triton.slices import SLACK_WORDS
 from packkv_kernels.errors import InvalidInput
-from packkv_kernels.testing import assert_close
+from packkv_kernels.testing import assert_close, poisoned_memory
 
 CPU = torch.device("cpu")
 
@@ -118,20 +117,8 @@ def refused() -> None:
         side.append(torch.zeros(64, 1, 8))
 
 
-def poison_new_tensors() -> None:
-    """Whatever a kernel is to write comes to it as nonsense."""
-    empty = torch.empty
-
-    def poisoned(*shape: Any, **options: Any) -> torch.Tensor:
-        tensor = empty(*shape, **options)
-        tensor.view(torch.uint8).fill_(0xA5)
-        return tensor
-
-    torch.empty = poisoned
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    poison_new_tensors()
-    for check in sys.argv[1:]:
-        globals()[check]()
+    with poisoned_memory():
+        for check in sys.argv[1:]:
+            globals()[check]()
