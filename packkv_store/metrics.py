@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter as Counts
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -12,11 +12,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from packkv_store.block import ChainHash, Span
 from packkv_store.pace import Pace
-from packkv_store.store import Downloading, Store, Uploading
+from packkv_store.store import Downloading, Uploading
 from packkv_store.store.answers import (
     BlockAnswer,
-    Changes,
-    LifetimesInForce,
     Listed,
     Located,
     Match,
@@ -26,10 +24,9 @@ from packkv_store.store.answers import (
     StoreStats,
     Tally,
 )
+from packkv_store.store.forwarding import ForwardingStore, ForwardingUpload
 from packkv_store.store.layout import Layout
-from packkv_store.store.verdict import Verdict
 from packkv_store.tenant import Tenant
-from packkv_store.tiers.ram import RamTier
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -66,10 +63,9 @@ class CallMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class MeteredStore:
+class MeteredStore(ForwardingStore):
     """A store that behaves as the one inside and counts what it answers."""
 
-    inner: Store
     registry: CollectorRegistry
     calls: CallMetrics
 
@@ -117,9 +113,6 @@ class MeteredStore:
             self.calls.sent.inc(int(located.extents[:, 2].sum()))
         return located
 
-    def arena(self, tenant: Tenant) -> RamTier:
-        return self.inner.arena(tenant)
-
     async def renew(self, tenant: Tenant, lease_id: int, seconds: float) -> float:
         with self.calls.timed("renew"):
             return await self.inner.renew(tenant, lease_id, seconds)
@@ -144,15 +137,9 @@ class MeteredStore:
         with self.calls.timed("set_lifetime"):
             await self.inner.set_lifetime(root_hash, seconds)
 
-    async def lifetimes(self) -> LifetimesInForce:
-        return await self.inner.lifetimes()
-
     async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
         with self.calls.timed("list"):
             return await self.inner.page(tenant, after, limit)
-
-    def watch(self, tenant: Tenant, snapshot: bool) -> AsyncGenerator[Changes, None]:
-        return self.inner.watch(tenant, snapshot)
 
     async def stats(self) -> StoreStats:
         stats = await self.inner.stats()
@@ -168,23 +155,10 @@ class MeteredStore:
 
 
 @dataclass(frozen=True, slots=True)
-class MeteredUpload:
+class MeteredUpload(ForwardingUpload):
     """Counts what becomes of the blocks of one Put."""
 
-    inner: Uploading
     calls: CallMetrics
-
-    async def start(self, chain_hash: ChainHash, length: int) -> None:
-        await self.inner.start(chain_hash, length)
-
-    async def data(self, piece: memoryview) -> None:
-        await self.inner.data(piece)
-
-    async def reserve(self, blocks: Sequence[tuple[ChainHash, int]]) -> list[memoryview | None]:
-        return await self.inner.reserve(blocks)
-
-    def filled(self, count: int, verdicts: Sequence[Verdict | None] = ()) -> None:
-        self.inner.filled(count, verdicts)
 
     async def finish(self) -> list[PutResult]:
         results = await self.inner.finish()

@@ -1,7 +1,7 @@
 """A store that also has what other nodes have. To its callers it is one store."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,17 +19,14 @@ from packkv_store.errors import Interrupted, PayloadError
 from packkv_store.index import Index
 from packkv_store.store import Downloading, Uploading
 from packkv_store.store.answers import (
-    Changes,
-    LifetimesInForce,
-    Listed,
     Located,
     Match,
     MissReason,
     StoreStats,
 )
 from packkv_store.store.block_store import BlockStore
+from packkv_store.store.forwarding import ForwardingStore
 from packkv_store.tenant import Tenant
-from packkv_store.tiers.ram import RamTier
 
 # Nodes that fall short of what the index says are asked no more; others take their place so often.
 ROUNDS = 2
@@ -47,7 +44,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterStore:
+class ClusterStore(ForwardingStore):
     """What is not here is looked for in the index, asked of its owners, and pulled when it is
     wanted. Whatever goes wrong elsewhere makes a miss."""
 
@@ -123,9 +120,6 @@ class ClusterStore:
         await self._pull_missing(tenant, hashes)
         return await self.inner.locate(tenant, hashes, layers, heads, lease_seconds)
 
-    def arena(self, tenant: Tenant) -> RamTier:
-        return self.inner.arena(tenant)
-
     async def renew(self, tenant: Tenant, lease_id: int, seconds: float) -> float:
         left = await self.inner.renew(tenant, lease_id, seconds)
         if left > 0:
@@ -143,21 +137,6 @@ class ClusterStore:
 
     async def get_profile(self, tenant: Tenant, digest: bytes) -> bytes | None:
         return await self.profiles.get(tenant, digest)
-
-    async def clear(self, root_hash: bytes | None) -> tuple[int, int]:
-        return await self.inner.clear(root_hash)
-
-    async def set_lifetime(self, root_hash: bytes, seconds: float | None) -> None:
-        await self.inner.set_lifetime(root_hash, seconds)
-
-    async def lifetimes(self) -> LifetimesInForce:
-        return await self.inner.lifetimes()
-
-    async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
-        return await self.inner.page(tenant, after, limit)
-
-    def watch(self, tenant: Tenant, snapshot: bool) -> AsyncGenerator[Changes, None]:
-        return self.inner.watch(tenant, snapshot)
 
     async def stats(self) -> StoreStats:
         return replace(await self.inner.stats(), index_up=self.index.is_up)

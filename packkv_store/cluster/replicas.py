@@ -11,9 +11,8 @@ from typing import NamedTuple
 from packkv_store.block import ChainHash
 from packkv_store.cluster import PeerFailure, Peers
 from packkv_store.index import Index, Member
-from packkv_store.store import Uploading
 from packkv_store.store.answers import PutResult, PutStatus, Tally
-from packkv_store.store.verdict import Verdict
+from packkv_store.store.forwarding import ForwardingUpload
 from packkv_store.tenant import Tenant
 
 log = logging.getLogger(__name__)
@@ -98,24 +97,11 @@ def ranked(first: ChainHash, members: Sequence[Member]) -> list[Member]:
 
 
 @dataclass(frozen=True, slots=True)
-class CopiedUpload:
+class CopiedUpload(ForwardingUpload):
     """A Put whose blocks are copied once they are here."""
 
-    inner: Uploading
     tenant: Tenant
     replicas: Replicas
-
-    async def start(self, chain_hash: ChainHash, length: int) -> None:
-        await self.inner.start(chain_hash, length)
-
-    async def data(self, piece: memoryview) -> None:
-        await self.inner.data(piece)
-
-    async def reserve(self, blocks: Sequence[tuple[ChainHash, int]]) -> list[memoryview | None]:
-        return await self.inner.reserve(blocks)
-
-    def filled(self, count: int, verdicts: Sequence[Verdict | None] = ()) -> None:
-        self.inner.filled(count, verdicts)
 
     async def finish(self) -> list[PutResult]:
         results = await self.inner.finish()

@@ -1,6 +1,6 @@
 """Has the calls of a tenant that moves payloads faster than it may wait, from around the store."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -8,21 +8,16 @@ from itertools import accumulate
 from packkv_store.block import ChainHash, Span
 from packkv_store.clock import Clock
 from packkv_store.pace.bucket import Bucket
-from packkv_store.store import Downloading, Store, Uploading
+from packkv_store.store import Downloading, Uploading
 from packkv_store.store.answers import (
     BlockAnswer,
-    Changes,
-    LifetimesInForce,
-    Listed,
     Located,
     Match,
-    PutResult,
     StoreStats,
 )
+from packkv_store.store.forwarding import ForwardingStore, ForwardingUpload
 from packkv_store.store.layout import Layout
-from packkv_store.store.verdict import Verdict
 from packkv_store.tenant import Tenant
-from packkv_store.tiers.ram import RamTier
 
 
 class Pace:
@@ -57,7 +52,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class PacedStore:
+class PacedStore(ForwardingStore):
     """A store that behaves as the one inside, no faster than each tenant may.
 
     Who is too fast waits, within the time that a stream may be open, or is told at once that this
@@ -65,7 +60,6 @@ class PacedStore:
     caller counts where the caller gets it.
     """
 
-    inner: Store
     pace: Pace
     clock: Clock
     stream_seconds: float
@@ -114,9 +108,6 @@ class PacedStore:
         bucket.give_back(size - _size(located))
         return located
 
-    def arena(self, tenant: Tenant) -> RamTier:
-        return self.inner.arena(tenant)
-
     async def renew(self, tenant: Tenant, lease_id: int, seconds: float) -> float:
         return await self.inner.renew(tenant, lease_id, seconds)
 
@@ -128,21 +119,6 @@ class PacedStore:
 
     async def get_profile(self, tenant: Tenant, digest: bytes) -> bytes | None:
         return await self.inner.get_profile(tenant, digest)
-
-    async def clear(self, root_hash: bytes | None) -> tuple[int, int]:
-        return await self.inner.clear(root_hash)
-
-    async def set_lifetime(self, root_hash: bytes, seconds: float | None) -> None:
-        await self.inner.set_lifetime(root_hash, seconds)
-
-    async def lifetimes(self) -> LifetimesInForce:
-        return await self.inner.lifetimes()
-
-    async def page(self, tenant: Tenant, after: bytes, limit: int) -> list[Listed]:
-        return await self.inner.page(tenant, after, limit)
-
-    def watch(self, tenant: Tenant, snapshot: bool) -> AsyncGenerator[Changes, None]:
-        return self.inner.watch(tenant, snapshot)
 
     async def stats(self) -> StoreStats:
         return await self.inner.stats()
@@ -163,16 +139,12 @@ class PacedStore:
 
 
 @dataclass(frozen=True, slots=True)
-class PacedUpload:
+class PacedUpload(ForwardingUpload):
     """One Put. Bytes that have come wait before they are taken in, which holds up their sender;
     a place for bytes is given when it is their turn to come."""
 
-    inner: Uploading
     bucket: Bucket
     ends_at: float
-
-    async def start(self, chain_hash: ChainHash, length: int) -> None:
-        await self.inner.start(chain_hash, length)
 
     async def data(self, piece: memoryview) -> None:
         await self.bucket.take(len(piece), self.ends_at)
@@ -186,12 +158,6 @@ class PacedUpload:
         # only then is it known which of them are wanted; if this fails the stream gives them back
         await self.bucket.take(sum(len(one) for one in places if one is not None), self.ends_at)
         return places
-
-    def filled(self, count: int, verdicts: Sequence[Verdict | None] = ()) -> None:
-        self.inner.filled(count, verdicts)
-
-    async def finish(self) -> list[PutResult]:
-        return await self.inner.finish()
 
 
 @dataclass(frozen=True, slots=True)
